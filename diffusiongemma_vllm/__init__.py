@@ -1,0 +1,17 @@
+"""DiffusionGemma for vLLM.  Importing this package imports neither torch nor vLLM."""
+
+__version__ = "0.1.0"
+
+
+def register() -> None:
+    """Entry point of ``vllm.general_plugins``: runs once in every process that vLLM starts."""
+    from diffusiongemma_vllm import plugin
+
+    plugin.register()
+
+
+def prepare_platform() -> None:
+    """Entry point of ``vllm.platform_plugins``: never a platform of its own (returns None)."""
+    from diffusiongemma_vllm import cpu
+
+    cpu.prepare()

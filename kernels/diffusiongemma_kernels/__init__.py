@@ -1,0 +1,1 @@
+"""Triton kernels for DiffusionGemma, each beside a reference in plain torch.  Never imports vLLM."""
