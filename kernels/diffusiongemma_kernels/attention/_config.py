@@ -1,0 +1,107 @@
+"""(shape, GPU) -> tile sizes.  A reviewed table: nothing is tuned while serving."""
+
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    tokens: int  # T, padded
+    requests: int  # N, padded
+    kv_heads: int
+    group: int  # query heads per KV head
+    head_dim: int  # D
+    element: int  # bytes of one query element
+    longest_query: int
+    keys: int  # most keys that one row tile can see
+
+
+class Config(NamedTuple):
+    block_m: int  # rows of a tile: (query, head of the group) pairs
+    block_n: int  # keys of a tile
+    block_dv: int  # value columns of a program; D // block_dv programs repeat the logits
+    warps: int
+    stages: int
+    splits: int  # programs that share one row tile's keys, a power of two
+    min_tiles: int  # key tiles below which a split is not worth it
+
+
+HEAD_DIMS = (32, 64, 128, 256, 512)
+MAX_SPLITS = 16
+
+
+class Tile(NamedTuple):
+    block_m: int
+    block_n: int
+    block_dv: int
+    warps: int
+    stages: int
+
+
+# Shared memory needs about (block_m * D + stages * block_n * (D + block_dv)) elements.
+BIG = {  # 227 KB: sm_90, sm_100
+    32: Tile(128, 64, 32, 4, 3),
+    64: Tile(128, 64, 64, 4, 3),
+    128: Tile(128, 64, 128, 8, 2),
+    256: Tile(64, 64, 256, 4, 2),
+    512: Tile(64, 32, 256, 4, 2),
+}
+MEDIUM = {  # 163 KB: sm_80
+    32: Tile(64, 64, 32, 4, 2),
+    64: Tile(64, 64, 64, 4, 2),
+    128: Tile(64, 64, 128, 4, 2),
+    256: Tile(64, 32, 256, 8, 2),
+    512: Tile(32, 32, 256, 4, 2),
+}
+SMALL = {  # 99 KB: sm_86, sm_89, sm_120
+    32: Tile(64, 64, 32, 4, 2),
+    64: Tile(64, 64, 64, 4, 2),
+    128: Tile(64, 32, 128, 4, 2),
+    256: Tile(64, 32, 256, 8, 1),
+    512: Tile(32, 32, 256, 4, 1),
+}
+# f32 has no tensor cores at full precision: small tiles, no pipeline.
+PLAIN = {
+    32: Tile(32, 32, 32, 4, 1),
+    64: Tile(32, 32, 64, 4, 1),
+    128: Tile(16, 32, 128, 4, 1),
+    256: Tile(16, 16, 256, 4, 1),
+    512: Tile(16, 16, 256, 4, 1),
+}
+
+
+def tile(head_dim: int, element: int, capability: tuple[int, int]) -> Tile:
+    if head_dim not in HEAD_DIMS:
+        raise ValueError(f"head_dim must be one of {HEAD_DIMS}, got {head_dim}")
+    if element == 4:
+        return PLAIN[head_dim]
+    if capability[0] in (9, 10):
+        return BIG[head_dim]
+    if capability == (8, 0):
+        return MEDIUM[head_dim]
+    if capability[0] >= 8:
+        return SMALL[head_dim]
+    raise ValueError(f"attention needs compute capability 8.0 or newer, got {capability}")
+
+
+def row_tiles(tokens: int, requests: int, group: int, block_m: int) -> int:
+    """An upper bound on the row tiles of any batch of this padded size."""
+    return tokens * group // block_m + requests
+
+
+def splits(shape: Shape, chosen: Tile, processors: int, min_tiles: int) -> int:
+    """Enough programs for every processor, as long as each keeps `min_tiles` key tiles."""
+    tiles = row_tiles(shape.tokens, shape.requests, shape.group, chosen.block_m)
+    programs = tiles * shape.kv_heads * (shape.head_dim // chosen.block_dv)
+    most = min(MAX_SPLITS, shape.keys // (chosen.block_n * min_tiles))
+    count = 1
+    while count * 2 <= most and programs * count * 4 <= processors * 5:
+        count *= 2
+    return count
+
+
+def choose(shape: Shape, capability: tuple[int, int], processors: int) -> Config:
+    chosen = tile(shape.head_dim, shape.element, capability)
+    rows = max(16, 1 << (shape.longest_query * shape.group - 1).bit_length())
+    if rows < chosen.block_m:
+        chosen = chosen._replace(block_m=rows, warps=4)
+    min_tiles = 4
+    return Config(*chosen, splits(shape, chosen, processors, min_tiles), min_tiles)

@@ -1,0 +1,135 @@
+"""Paged attention in which every request says whether its rows are a canvas."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusiongemma_kernels import target
+from diffusiongemma_kernels.attention import _config, _kernel, _torch
+from diffusiongemma_kernels.attention._config import Config
+from diffusiongemma_kernels.paged import FP8, Batch, PagedKV
+
+
+def paged_attention(
+    q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, *, window: int, scale: float
+) -> Tensor:
+    """out[t, h] = sum_j softmax_j(scale * q[t, h] . k[j]) v[j]   over the keys j that t sees
+
+    With L = seq_len - query_len, the row at position p = L, L + 1, ... of a request sees
+        causal:  j <= p        and  (window == 0 or j > p - window)
+        canvas:  j < seq_len   and  (window == 0 or j > L - window)
+    q, out [T, Hq, D]; the step's own keys and values are already in the cache.  Rows from
+    query_start_loc[N] on and requests without queries or keys leave `out` as it is.
+    """
+    run = paged_attention_triton if q.is_cuda else paged_attention_torch
+    return run(q, kv, batch, out, window=window, scale=scale)
+
+
+def paged_attention_torch(
+    q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, *, window: int, scale: float
+) -> Tensor:
+    """The same on a CPU: one request at a time, so no request can change another's bits."""
+    _check(q, kv, batch, out, window, scale)
+    return _torch.paged_attention(q, kv, batch, out, window=window, scale=scale)
+
+
+def paged_attention_triton(
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    out: Tensor,
+    *,
+    window: int,
+    scale: float,
+    config: Config | None = None,
+) -> Tensor:
+    """The same by Triton.  `config` overrides the table, for tests and for the bench."""
+    _check(q, kv, batch, out, window, scale)
+    T, HQ, D = q.shape
+    HKV = kv.key.shape[2]
+    N = batch.seq_lens.shape[0]
+    if q.numel() == 0 or N == 0:
+        return out
+    gpu = target.of(q.device)
+    assert kv.key.dtype != FP8 or gpu.capability >= (8, 9), "an fp8 cache needs sm_89 or newer"
+
+    keys = batch.max_seq_len
+    if window:
+        keys = min(keys, window - 1 + batch.max_query_len)
+    shape = _config.Shape(T, N, HKV, HQ // HKV, D, q.element_size(), batch.max_query_len, keys)
+    cfg = config or _config.choose(shape, gpu.capability, gpu.processors)
+
+    partial, stats = out, out
+    if cfg.splits > 1:
+        partial = torch.empty((cfg.splits, T, HQ, D), dtype=torch.float32, device=q.device)
+        stats = torch.empty((2, cfg.splits, T, HQ), dtype=torch.float32, device=q.device)
+    grid = (
+        _config.row_tiles(T, N, shape.group, cfg.block_m),
+        HKV * (D // cfg.block_dv),
+        cfg.splits,
+    )
+    _kernel.attend[grid](
+        q,
+        kv.key,
+        kv.value,
+        out,
+        partial,
+        stats,
+        batch.query_start_loc,
+        batch.seq_lens,
+        batch.block_table,
+        batch.canvas.view(torch.uint8) if batch.canvas.dtype == torch.bool else batch.canvas,
+        N,
+        T,
+        scale * kv.k_scale * math.log2(math.e),
+        kv.v_scale,
+        *q.stride()[:2],
+        *out.stride()[:2],
+        *kv.key.stride()[:3],
+        *kv.value.stride()[:3],
+        batch.block_table.stride(0),
+        WINDOW=window,
+        HQ=HQ,
+        GROUP=shape.group,
+        D=D,
+        PAGE=kv.key.shape[1],
+        BLOCK_M=cfg.block_m,
+        BLOCK_N=cfg.block_n,
+        BLOCK_DV=cfg.block_dv,
+        SPLITS=cfg.splits,
+        MIN_TILES=cfg.min_tiles,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=cfg.warps,
+        num_stages=cfg.stages,
+    )
+    if cfg.splits > 1:
+        _kernel.combine[(T, HQ)](
+            partial,
+            stats,
+            out,
+            batch.query_start_loc,
+            N,
+            T,
+            kv.v_scale,
+            *out.stride()[:2],
+            HQ=HQ,
+            D=D,
+            SPLITS=cfg.splits,
+            num_warps=2,
+        )
+    return out
+
+
+def _check(
+    q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, window: int, scale: float
+) -> None:
+    kv.check(q.dtype)
+    batch.check()
+    T, HQ, D = q.shape
+    assert q.dtype in (torch.bfloat16, torch.float16, torch.float32), f"{q.dtype=}"
+    assert out.shape == q.shape and out.dtype == q.dtype, f"{out.shape=} {out.dtype=}"
+    assert q.stride(2) == 1 == out.stride(2), "the head dimension must be contiguous"
+    assert kv.key.shape[3] == D and D in _config.HEAD_DIMS, f"{kv.key.shape=} {D=}"
+    assert HQ % kv.key.shape[2] == 0, f"{HQ} query heads over {kv.key.shape[2]} KV heads"
+    assert window >= 0 and scale > 0 and kv.k_scale > 0, f"{window=} {scale=} {kv.k_scale=}"

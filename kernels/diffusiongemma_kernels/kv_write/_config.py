@@ -1,0 +1,13 @@
+"""(row width) -> launch shape."""
+
+from typing import NamedTuple
+
+
+class Config(NamedTuple):
+    block: int  # elements of one row, padded to a power of two
+    warps: int
+
+
+def choose(width: int) -> Config:
+    block = 1 << (width - 1).bit_length()
+    return Config(block, max(1, min(8, block // 512)))

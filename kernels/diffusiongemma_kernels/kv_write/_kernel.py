@@ -1,0 +1,55 @@
+import triton
+import triton.language as tl
+
+FP8_MAX = tl.constexpr(448.0)
+
+
+@triton.jit
+def store_row(row, scale, cache_ptrs, mask, FP8: tl.constexpr):
+    if FP8:
+        row = tl.clamp(row.to(tl.float32) / scale, -FP8_MAX, FP8_MAX)
+    tl.store(cache_ptrs, row.to(cache_ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def write(
+    key_ptr,  # [T, Hkv, D]
+    value_ptr,  # [T, Hkv, D]
+    k_cache_ptr,  # [pages, PAGE, Hkv, D]
+    v_cache_ptr,  # [pages, PAGE, Hkv, D]
+    slot_mapping_ptr,  # [T]
+    k_scale,
+    v_scale,
+    stride_kt,
+    stride_kh,
+    stride_vt,
+    stride_vh,
+    stride_kcb,
+    stride_kcs,
+    stride_kch,
+    stride_vcb,
+    stride_vcs,
+    stride_vch,
+    WIDTH: tl.constexpr,  # Hkv * D
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slot_mapping_ptr + token).to(tl.int64)
+    if slot < 0:
+        return
+    page = slot // PAGE
+    place = slot % PAGE
+    element = tl.arange(0, BLOCK)  # [BLOCK]
+    mask = element < WIDTH
+    head = element // D
+    column = element % D
+
+    k = tl.load(key_ptr + token * stride_kt + head * stride_kh + column, mask=mask, other=0.0)
+    v = tl.load(value_ptr + token * stride_vt + head * stride_vh + column, mask=mask, other=0.0)
+    k_row = k_cache_ptr + page * stride_kcb + place * stride_kcs
+    v_row = v_cache_ptr + page * stride_vcb + place * stride_vcs
+    store_row(k, k_scale, k_row + head * stride_kch + column, mask, FP8)
+    store_row(v, v_scale, v_row + head * stride_vch + column, mask, FP8)
