@@ -86,12 +86,24 @@ def _answer(task: str, question: Question, thinking: bool) -> str:
     return said
 
 
-def _history(rng: Random) -> list[dict]:
-    question = TASKS[rng.choice(_SHORT)][0](rng)
-    return [
-        {"role": "user", "content": question.text},
-        {"role": "assistant", "content": question.answer},
-    ]
+def _asked(question: Question) -> list[dict]:
+    """The question and, if it comes with calls, the assistant's calls and their results."""
+    messages = [{"role": "user", "content": question.text}]
+    if question.answer and question.calls:
+        calls = [call.openai(i) for i, call in enumerate(question.calls)]
+        messages.append({"role": "assistant", "content": "", "tool_calls": calls})
+        messages += [
+            {"role": "tool", "tool_call_id": call["id"], "content": made.result}
+            for call, made in zip(calls, question.calls, strict=True)
+        ]
+    return messages
+
+
+def _history(rng: Random) -> tuple[list[dict], list[dict]]:
+    """An earlier turn pair, now and then with a tool call in it; and its tools."""
+    name = "tool_answer" if rng.random() < 0.15 else rng.choice(_SHORT)
+    question = TASKS[name][0](rng)
+    return [*_asked(question), {"role": "assistant", "content": question.answer}], question.tools
 
 
 def draw(rng: Random, task: str | None = None) -> Example:
@@ -101,20 +113,14 @@ def draw(rng: Random, task: str | None = None) -> Example:
     make, _, think_share = TASKS[task]
     question = make(rng)
     thinking = rng.random() < think_share
-    messages = []
+    messages, tools = [], list(question.tools)
     if rng.random() < 0.1:
         messages.append({"role": "system", "content": rng.choice(_SYSTEMS)})
     if rng.random() < 0.15:
-        messages += _history(rng)
-    messages.append({"role": "user", "content": question.text})
-    if task == "tool_answer":
-        calls = [call.openai(i) for i, call in enumerate(question.calls)]
-        messages.append({"role": "assistant", "content": "", "tool_calls": calls})
-        messages += [
-            {"role": "tool", "tool_call_id": f"call_{i}", "content": call.result}
-            for i, call in enumerate(question.calls)
-        ]
-    tools = question.tools
+        before, known = _history(rng)
+        messages += before
+        tools += [tool for tool in known if tool not in tools]
+    messages += _asked(question)
     if not tools and rng.random() < 0.04:
         tools = [draw_call(rng)[0]]
     prompt = render(messages, tools, thinking)

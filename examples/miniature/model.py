@@ -233,6 +233,11 @@ class Decoder(nn.Module):
         self.self_conditioning = SelfConditioning(sizes.hidden, sizes.dense)
 
 
+def run_layer(layer: Layer, x: Tensor, rope: tuple, past: tuple | None, bias: Tensor | None):
+    """One layer; the trainer compiles this function, once for every shape."""
+    return layer(x, rope, past, bias)
+
+
 class Miniature(nn.Module):
     """encode() a context once, then call the model on canvases."""
 
@@ -240,7 +245,7 @@ class Miniature(nn.Module):
         super().__init__()
         self.sizes = sizes or Sizes()
         self.model = nn.ModuleDict({"decoder": Decoder(self.sizes)})
-        self.dtype = torch.float32
+        self.dtype, self.run = torch.float32, run_layer
         for kind in ("sliding", "full"):
             for part, table in zip(
                 ("cos", "sin"), rope_table(self.sizes, kind == "full", max_length), strict=True
@@ -283,7 +288,7 @@ class Miniature(nn.Module):
         x, cache, balance = self._embed(context), [], 0.0
         for i, layer in enumerate(self.decoder.layers):
             kind = self._kind(i)
-            x, own, extra = layer(x, rope[kind], None, bias[kind])
+            x, own, extra = self.run(layer, x, rope[kind], None, bias[kind])
             cache.append(own)
             balance = balance + extra
         return cache, balance
@@ -314,7 +319,7 @@ class Miniature(nn.Module):
         balance = 0.0
         for i, layer in enumerate(self.decoder.layers):
             kind = self._kind(i)
-            x, _, extra = layer(x, rope[kind], cache[i], bias[kind])
+            x, _, extra = self.run(layer, x, rope[kind], cache[i], bias[kind])
             balance = balance + extra
         return self.logits(self.decoder.norm(x)), balance
 
