@@ -13,9 +13,9 @@ class Config(NamedTuple):
 
 
 def choose(rows: int, vocab: int, processors: int) -> Config:
-    """About eight programs a processor: a program's four warps then hide each other's loads."""
+    """About eight programs a processor: its warps then hide each other's loads."""
     tiles = -(-vocab // TILE)
     splits = 1
     while splits < min(MAX_SPLITS, tiles) and splits * 2 * rows <= processors * 8:
         splits *= 2
-    return Config(-(-tiles // splits), splits, 4)
+    return Config(-(-tiles // splits), splits, 8)

@@ -46,6 +46,27 @@ def first_at(a, b, c, d, value, token):
 
 
 @triton.jit
+def philox(seed, counter, index, DOMAIN: tl.constexpr):
+    """Four u32 words a lane; `noise.philox` in torch.  64-bit products are one instruction each."""
+    k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
+    k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    c2 = index.to(tl.uint32)  # [lanes]
+    c0 = (counter & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(c2)
+    c1 = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(c2)
+    c3 = tl.zeros_like(c2) + DOMAIN
+    for _ in tl.static_range(ROUNDS):
+        first = c0.to(tl.uint64) * 0xD2511F53
+        second = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (second >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (first >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1 = second.to(tl.uint32)
+        c3 = first.to(tl.uint32)
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
 def with_noise(y, word):
     """y - log2(-log2(u)): the Gumbel number in base 2, less a constant."""
     u = ((word >> 9).to(tl.int32) * 2 + 1).to(tl.float32) * (1.0 / 16777216.0)
@@ -75,8 +96,6 @@ def scan(
     to_log2 = LOG2E / tl.where(noisy, temperature, 1.0)
     seed = tl.load(seed_ptr + row)
     counter = tl.load(counter_ptr + row)
-    counter_low = (counter & 0xFFFFFFFF).to(tl.uint32)
-    counter_high = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
 
     lane = tl.arange(0, LANES)  # [LANES]
     top = tl.full((), LOWEST, tl.float32)
@@ -105,10 +124,7 @@ def scan(
         total, moment = add_to_sums(total, moment, y3, top)
 
         if noisy:
-            index = (lane + tile * LANES).to(tl.uint32)  # [LANES]
-            w0, w1, w2, w3 = tl.philox(
-                seed, counter_low, counter_high, index, tl.full((), 0, tl.uint32), ROUNDS
-            )
+            w0, w1, w2, w3 = philox(seed, counter, lane + tile * LANES, 0)  # [LANES] each
             # Only u > 2^-(2^-(best - tile_top)) can win; the slack covers the rounding of y + g.
             gap = best - tile_top - 0.01
             highest = tl.max(tl.maximum(tl.maximum(w0, w1), tl.maximum(w2, w3)) >> 9, 0)
@@ -182,8 +198,5 @@ def uniform_tokens(
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     seed = tl.load(seed_ptr + i, mask=i < n, other=0)
     counter = tl.load(counter_ptr + i, mask=i < n, other=0)
-    low = (counter & 0xFFFFFFFF).to(tl.uint32)
-    high = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    index = tl.zeros([BLOCK], tl.uint32)
-    word, _, _, _ = tl.philox(seed, low, high, index, index + DOMAIN, ROUNDS)
+    word, _, _, _ = philox(seed, counter, tl.zeros([BLOCK], tl.uint32), DOMAIN)
     tl.store(token_ptr + i, (word.to(tl.int64) * vocab) >> 32, mask=i < n)
