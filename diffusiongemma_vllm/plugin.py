@@ -1,0 +1,22 @@
+"""Registration: what vLLM calls once in every process."""
+
+from __future__ import annotations
+
+from diffusiongemma_vllm import compat
+
+MODEL = "diffusiongemma_vllm.runner.entry:DiffusionGemmaForBlockDiffusion"
+
+
+def register() -> None:
+    """Make vLLM serve DiffusionGemma with our model, state, sampler, scheduler and parsers.
+
+    Raises:
+        RuntimeError: for a version of vLLM that is not supported.
+    """
+    compat.check_version()
+    from vllm.model_executor.models import ModelRegistry
+
+    ModelRegistry.register_model(compat.ARCHITECTURE, MODEL)
+    compat.override_config_hook()
+    compat.record_engine_args()
+    compat.admit_requests()

@@ -1,0 +1,159 @@
+"""What an engine that serves DiffusionGemma must be configured like: kept, filled in or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.config.compilation import CompilationMode, CUDAGraphMode
+from vllm.config.diffusion import DiffusionConfig
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from diffusiongemma_vllm import compat
+
+logger = init_logger("vllm.diffusiongemma")
+
+DEFAULT_REQUESTS = 32
+PROMPT_TOKENS = 2048  # of a step's token budget, beside a canvas for every request
+SCHEDULER = "diffusiongemma_vllm.runner.scheduler.scheduler"
+
+
+def graph_sizes(canvas: int, requests: int) -> list[int]:
+    """Rows to capture CUDA graphs for: every count of canvases up to 8, then in growing strides."""
+    counts = [*range(1, 9), *range(12, 33, 4), *range(40, 129, 8), *range(144, 1025, 16)]
+    return [canvas * n for n in sorted({min(n, requests) for n in counts})]
+
+
+class DiffusionGemmaConfig:
+    """The entry for our architecture in vLLM's map of per-architecture config hooks."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None:
+        """The model config is right as it is."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        """Raises ValueError for a value of the user's that cannot be kept, with the reason."""
+        asked = compat.asked()
+        _refuse(vllm_config, asked)
+        canvas = _canvas(vllm_config)
+        _attention(vllm_config)
+        _budget(vllm_config, asked, canvas)
+        _graphs(vllm_config, asked, canvas)
+        if "prefix_cache_retention_interval" not in asked:
+            # 0 would keep prompts alone, and no committed canvas for the next turn.
+            vllm_config.cache_config.prefix_cache_retention_interval = None
+        vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+        # A checkpoint's 256 is the length of an example, not a limit.
+        vllm_config.model_config.override_generation_config.setdefault("max_new_tokens", None)
+
+
+def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    reasons = {
+        "speculative_config": vllm_config.speculative_config is not None
+        and "a canvas is drafted and checked by the model itself; drop --speculative-config",
+        "logits_processors": bool(model.logits_processors)
+        and "per-row processors are not supported on a canvas; drop --logits-processors",
+        "tensor_parallel_size": parallel.tensor_parallel_size > 1
+        and "only one GPU is supported; serve one replica a GPU with --data-parallel-size",
+        "decode_context_parallel_size": parallel.decode_context_parallel_size > 1
+        and "only one GPU is supported; drop --decode-context-parallel-size",
+        "scheduler_cls": "scheduler_cls" in asked
+        and "canvases need our own scheduler; drop --scheduler-cls",
+        "logits dtype": model.logprobs_mode.startswith("processed")
+        and "log-probabilities are not supported yet; drop --logprobs-mode",
+        "runner": model.runner_type != "generate"
+        and "the model only generates text; drop --runner and --convert",
+    }
+    for option, reason in reasons.items():
+        if reason:
+            raise ValueError(f"DiffusionGemma cannot be served with {option}: {reason}")
+    if compat.rust_frontend():
+        raise ValueError(
+            "VLLM_USE_RUST_FRONTEND bypasses the plugin's request checks and parsers; unset it to "
+            "serve DiffusionGemma"
+        )
+
+
+def _canvas(vllm_config: Any) -> int:
+    length = vllm_config.model_config.hf_config.canvas_length
+    if vllm_config.diffusion_config is None:
+        vllm_config.diffusion_config = DiffusionConfig(canvas_length=length)
+    asked = vllm_config.diffusion_config.canvas_length
+    if asked > length:
+        raise ValueError(
+            f"--diffusion-config canvas_length must be 1..{length}, the checkpoint's, got {asked}"
+        )
+    steps = vllm_config.diffusion_config.max_denoising_steps
+    if steps is not None and steps < 1:
+        raise ValueError(f"--diffusion-config max_denoising_steps must be 1 or more, got {steps}")
+    return asked
+
+
+def _attention(vllm_config: Any) -> None:
+    attention = vllm_config.attention_config
+    if attention.backend not in (None, AttentionBackendEnum.TRITON_ATTN):
+        raise ValueError(
+            f"--attention-backend {attention.backend.name} cannot mix causal and canvas requests "
+            "by the reference's window rule; use TRITON_ATTN, or drop the option"
+        )
+    attention.backend = AttentionBackendEnum.TRITON_ATTN
+    attention.use_non_causal = True
+    logger.info_once("DiffusionGemma runs the plugin's own attention (TRITON_ATTN selects it too).")
+
+
+def _budget(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
+    """A step holds a canvas for every request, so that none is ever cut."""
+    scheduler = vllm_config.scheduler_config
+    if "max_num_seqs" not in asked:
+        scheduler.max_num_seqs = min(scheduler.max_num_seqs, DEFAULT_REQUESTS)
+    if "max_num_batched_tokens" in asked:
+        fitting = scheduler.max_num_batched_tokens // canvas
+        if fitting < (scheduler.max_num_seqs if "max_num_seqs" in asked else 1):
+            need = canvas * (scheduler.max_num_seqs if "max_num_seqs" in asked else 1)
+            raise ValueError(
+                f"--max-num-batched-tokens must be at least {need} to hold a canvas of {canvas} "
+                f"tokens for every one of --max-num-seqs requests, got "
+                f"{scheduler.max_num_batched_tokens}"
+            )
+        scheduler.max_num_seqs = min(scheduler.max_num_seqs, fitting)
+    else:
+        need = canvas * scheduler.max_num_seqs + PROMPT_TOKENS
+        scheduler.max_num_batched_tokens = max(scheduler.max_num_batched_tokens, need)
+    scheduler.max_num_encoder_input_tokens = scheduler.max_num_batched_tokens
+    scheduler.encoder_cache_size = scheduler.max_num_batched_tokens
+
+
+def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
+    """CUDA graphs of whole canvases; nothing is compiled, the kernels are written by hand."""
+    compilation = vllm_config.compilation_config
+    given = asked.get("compilation_config") or {}
+    if given.get("mode") not in (None, CompilationMode.NONE, 0, "NONE"):
+        raise ValueError(
+            f"--compilation-config mode {given['mode']!r}: there is nothing to compile in "
+            "DiffusionGemma; drop the option or use mode 0"
+        )
+    compilation.mode = CompilationMode.NONE
+    if not current_platform.is_cuda() or vllm_config.model_config.enforce_eager:
+        return
+    mode = given.get("cudagraph_mode")
+    if mode is None:
+        compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
+    elif str(mode) not in ("NONE", "FULL_DECODE_ONLY", "CUDAGraphMode.NONE", "0"):
+        raise ValueError(
+            f"--compilation-config cudagraph_mode must be NONE or FULL_DECODE_ONLY, got {mode}"
+        )
+    sizes = given.get("cudagraph_capture_sizes")
+    if sizes and any(size % canvas for size in sizes):
+        raise ValueError(
+            f"--compilation-config cudagraph_capture_sizes must be multiples of the canvas, "
+            f"{canvas} tokens, got {sizes}"
+        )
+    if not sizes:
+        limit = given.get("max_cudagraph_capture_size") or canvas * 1024
+        requests = vllm_config.scheduler_config.max_num_seqs
+        sizes = [size for size in graph_sizes(canvas, requests) if size <= limit]
+    compilation.cudagraph_capture_sizes = sizes
+    compilation.max_cudagraph_capture_size = max(sizes, default=0)

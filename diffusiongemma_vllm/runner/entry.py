@@ -1,0 +1,83 @@
+"""The class that vLLM resolves ``DiffusionGemmaForBlockDiffusion`` to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.model_executor.models.interfaces import SupportsQuant
+from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
+
+from diffusiongemma_vllm.model.backbone import Backbone
+from diffusiongemma_vllm.model.loading import load
+from diffusiongemma_vllm.model.rowwise import rowwise
+from diffusiongemma_vllm.model.vision import Vision
+
+
+class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant):
+    """DiffusionGemma: a Gemma-4 mixture of experts that denoises canvases of text."""
+
+    # For the quantisation config alone, whose module names are the checkpoint's.
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={
+            "model.decoder.": "model.",
+            "model.encoder.language_model.": "model.",
+            "model.encoder.vision_tower.": "vision.tower.",
+            "model.encoder.embed_vision.": "vision.projector.",
+        }
+    )
+    packed_modules_mapping = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__()
+        hf_config = vllm_config.model_config.hf_config
+        self.text_config = vllm_config.model_config.hf_text_config
+        self.model = Backbone(
+            self.text_config, cache_config=vllm_config.cache_config,
+            quant_config=vllm_config.quant_config, prefix=maybe_prefix(prefix, "model"),
+        )
+        vision_config = getattr(hf_config, "vision_config", None)
+        self.vision = Vision(vision_config, self.text_config) if vision_config else None
+
+    @staticmethod
+    def get_model_state_cls() -> type:
+        from diffusiongemma_vllm.runner.model_state import DiffusionGemmaModelState
+
+        return DiffusionGemmaModelState
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        return self.model.embed(input_ids)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        soft: Tensor | None = None,
+        denoising: Tensor | None = None,
+    ) -> Tensor:
+        """input_ids, positions: [T] i64  soft: [T, H]  denoising: [T] bool  ->  [T, H]"""
+        x = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        return self.model(x, positions, soft, denoising)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor:
+        """Hands the hidden states [R, H] on: the sampler projects them a few canvases at a time."""
+        return hidden_states
+
+    @property
+    def embedding(self) -> Tensor:
+        """The tied embedding [V, H]."""
+        return self.model.embed_tokens.weight[: self.text_config.vocab_size]
+
+    def project(self, hidden_states: Tensor) -> Tensor:
+        """The product with the tied embedding, before the softcap.   [R, H]  ->  [R, V]"""
+        weight = self.embedding
+        return rowwise(lambda rows: rows @ weight.T, hidden_states)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        return load(self, self.text_config, weights)

@@ -1,0 +1,104 @@
+"""Scheduling canvases: text goes out when a canvas settles, its KV is committed one forward later.
+
+vLLM schedules a canvas as drafts.  A denoise step rejects all of them; the step that settles the
+canvas gives out its tokens without advancing ``num_computed_tokens``, so that the tokens are known
+but not yet computed; the next forward of the request computes them (the commit).  Prefix caching
+and block hashes follow ``num_computed_tokens`` and so only ever see committed text.  A request that
+ends with a canvas never commits it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.request import Request
+
+
+class CanvasScheduler(Scheduler):
+    """Schedules whole canvases, never a cut one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.canvas_length = self.vllm_config.diffusion_config.canvas_length
+
+    def width(self, request: Request) -> int:
+        """Tokens of the request's next canvas: fewer than a canvas where the context ends."""
+        return max(0, min(self.canvas_length, self.max_model_len - request.num_tokens))
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        # Canvases first: the token budget holds one for every request, prompts share the rest.
+        self.running.sort(key=lambda request: request.is_prefill_chunk)
+        for request in self.running:
+            self.fit(request)
+        return super().schedule(throttle_prefills)
+
+    def fit(self, request: Request) -> None:
+        """Make the next canvas of ``request`` as wide as the context allows."""
+        width = self.width(request)
+        if len(request.spec_token_ids) > width:
+            request.spec_token_ids = request.spec_token_ids[:width]
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """A request whose last canvas is not committed commits before it drafts again."""
+        super().update_draft_token_ids(draft_token_ids)
+        for request_id in draft_token_ids.req_ids:
+            request = self.requests.get(request_id)
+            if request is not None and request.num_tokens > request.num_computed_tokens:
+                request.spec_token_ids = []
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> Any:
+        drafted = scheduler_output.scheduled_spec_decode_tokens
+        for request_id in list(drafted):
+            request = self.requests.get(request_id)
+            if request is None or request.num_stale_output_tokens > 0:
+                continue
+            start = request.num_computed_tokens - request.num_in_flight_tokens
+            if start < request.num_tokens:
+                del drafted[request_id]  # these rows were a commit: nothing to reject
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        width = len(new_token_ids)
+        result = Scheduler._update_request_with_output(self, request, new_token_ids)
+        if not is_stale:
+            self.uncommit(request, width)
+        return result
+
+    def uncommit(self, request: Request, width: int) -> None:
+        """``width`` tokens of ``request`` are known and not computed.
+
+        A forward already in flight computes them; otherwise the next one does, without drafts.
+        """
+        request.num_computed_tokens -= width
+        request.num_output_placeholders = 0
+        if request.num_in_flight_tokens == 0:
+            request.spec_token_ids = []
+
+
+class AsyncCanvasScheduler(CanvasScheduler, AsyncScheduler):
+    """The same while one forward is in flight."""
+
+    def fit(self, request: Request) -> None:
+        super().fit(request)
+        room = self.max_model_len - request.num_computed_tokens
+        if request.num_output_placeholders > 0 and room < len(request.spec_token_ids):
+            # vLLM counts the canvas in flight as text and would cut the next forward, which reads
+            # the same positions.  Wait for the result; ``schedule`` counts the step up first.
+            request.next_decode_eligible_step = max(
+                request.next_decode_eligible_step, self.current_step + 2
+            )
+
+
+def scheduler(*args: Any, **kwargs: Any) -> CanvasScheduler:
+    """The scheduler for a config, as ``SchedulerConfig.scheduler_cls`` calls it."""
+    config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
+    cls = AsyncCanvasScheduler if config.scheduler_config.async_scheduling else CanvasScheduler
+    return cls(*args, **kwargs)

@@ -1,0 +1,121 @@
+"""The state of every request slot, as tensors on the device.  Only this file writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusiongemma_vllm.config import DenoiseConfig
+from diffusiongemma_vllm.request import RequestOptions
+
+PREFILL, DENOISE, COMMIT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """The canvases of N requests, gathered from their slots.  C is the canvas length.
+
+    tokens, best: [N, C] i64, what the next forward reads and the last argmax (-1 before any).
+    base: [N] i64, position of the first canvas token.  width: [N] i64, tokens that fit.
+    step: [N] i64, denoise steps done.  held: [N] i64, steps in a row that kept ``best``.
+    """
+
+    tokens: Tensor
+    best: Tensor
+    base: Tensor
+    width: Tensor
+    step: Tensor
+    held: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one denoise step decides for N canvases.
+
+    tokens, best: [N, C] i64.  held: [N] i64.  done: [N] bool, the canvas is settled: ``best`` is
+    the text.
+    """
+
+    tokens: Tensor
+    best: Tensor
+    held: Tensor
+    done: Tensor
+
+
+class SlotState:
+    """One row per request slot; rows are reused, ``add`` resets a row.
+
+    Args:
+        slots: number of requests that run at once.
+        hidden: width of the soft embedding that conditions the next step.
+        limit: longest sequence served, in tokens; a canvas ends there.
+    """
+
+    def __init__(
+        self, config: DenoiseConfig, *, slots: int, hidden: int, limit: int, dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.limit = limit
+        length = config.canvas_length
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self.phase = zeros(slots, dtype=torch.int32)
+        self.tokens = zeros(slots, length)
+        self.best = zeros(slots, length)
+        self.base = zeros(slots)
+        self.width = zeros(slots)
+        self.step = zeros(slots)
+        self.held = zeros(slots)
+        self.seed = zeros(slots)
+        self.greedy = zeros(slots, dtype=torch.bool)
+        self.temperature = zeros(slots, dtype=torch.float32)
+        self.soft = zeros(slots, length, hidden, dtype=dtype)
+
+    def add(self, slot: int, options: RequestOptions) -> None:
+        """Give a slot to a request that has nothing in the cache yet."""
+        self.phase[slot] = PREFILL
+        self.seed[slot] = options.seed
+        self.greedy[slot] = options.greedy
+        self.temperature[slot] = 1.0 if options.greedy else options.temperature
+
+    def gather(self, slots: Tensor) -> Canvases:
+        """Read the canvases of ``slots`` [N] i64."""
+        return Canvases(
+            tokens=self.tokens[slots], best=self.best[slots], base=self.base[slots],
+            width=self.width[slots], step=self.step[slots], held=self.held[slots],
+        )
+
+    def begin(self, slots: Tensor, base: Tensor, noise: Tensor, where: Tensor) -> None:
+        """Start a new canvas in those ``slots`` [N] where ``where`` [N] bool holds.
+
+        base: [N] i64, position after the last token in the cache.  noise: [N, C] i64.
+        """
+        row = where[:, None]
+        width = (self.limit - base).clamp(0, self.config.canvas_length)
+        self.phase[slots] = torch.where(where, DENOISE, self.phase[slots])
+        self.tokens[slots] = torch.where(row, noise, self.tokens[slots])
+        self.best[slots] = torch.where(row, -1, self.best[slots])
+        self.base[slots] = torch.where(where, base, self.base[slots])
+        self.width[slots] = torch.where(where, width, self.width[slots])
+        self.step[slots] = torch.where(where, 0, self.step[slots])
+        self.held[slots] = torch.where(where, 0, self.held[slots])
+        self.soft[slots] = torch.where(row[:, :, None], 0, self.soft[slots])
+
+    def apply(self, slots: Tensor, result: StepResult, soft: Tensor, where: Tensor) -> None:
+        """Write a step's result into those ``slots`` [N] where ``where`` [N] bool holds.
+
+        A settled canvas becomes the text to commit.  soft: [N, C, H].
+        """
+        row = where[:, None]
+        tokens = torch.where(result.done[:, None], result.best, result.tokens)
+        self.phase[slots] = torch.where(where & result.done, COMMIT, self.phase[slots])
+        self.tokens[slots] = torch.where(row, tokens, self.tokens[slots])
+        self.best[slots] = torch.where(row, result.best, self.best[slots])
+        self.step[slots] = torch.where(where, self.step[slots] + 1, self.step[slots])
+        self.held[slots] = torch.where(where, result.held, self.held[slots])
+        self.soft[slots] = torch.where(row[:, :, None], soft.to(self.soft.dtype), self.soft[slots])
