@@ -1,1 +1,17 @@
-"""Triton kernels for DiffusionGemma, each beside a reference in plain torch.  Never imports vLLM."""
+"""Triton kernels for DiffusionGemma, each beside a reference in plain torch; never imports vLLM."""
+
+from diffusiongemma_kernels.attention.op import paged_attention
+from diffusiongemma_kernels.kv_write.op import kv_write
+from diffusiongemma_kernels.paged import Batch, PagedKV
+from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
+from diffusiongemma_kernels.row_stats.types import RowStats
+
+__all__ = [
+    "Batch",
+    "PagedKV",
+    "RowStats",
+    "hash_uniform_tokens",
+    "kv_write",
+    "paged_attention",
+    "row_stats",
+]

@@ -39,9 +39,10 @@ def token_words(seed: Tensor, counter: Tensor, start: int, stop: int) -> Tensor:
     """The 32-bit words of tokens start..stop, [R, stop - start]; seed, counter [R] i64."""
     tile = LANES * WORDS
     first, last = start // tile, -(-stop // tile)
-    index = torch.arange(first * LANES, last * LANES, device=seed.device)
+    lanes = LANES if last - first > 1 else min(LANES, stop - first * tile)
+    index = torch.arange(first * LANES, (last - 1) * LANES + lanes, device=seed.device)
     words = philox(seed[:, None], counter[:, None], index[None, :], GUMBEL)
-    by_tile = torch.stack([w.view(-1, last - first, LANES) for w in words], dim=2)
+    by_tile = torch.stack([w.view(-1, last - first, lanes) for w in words], dim=2)
     return by_tile.flatten(1)[:, start - first * tile : stop - first * tile]
 
 

@@ -61,7 +61,9 @@ def paged_case(
     lengths = [r.prefix + r.query_len for r in requests]
     pages = [-(-n // page) for n in lengths]
     order = torch.randperm(sum(pages) + 3, generator=make)  # three pages belong to nobody
-    table = torch.zeros(len(requests) + extra_requests, max(pages, default=0) + 1, dtype=torch.int32)
+    table = torch.zeros(
+        len(requests) + extra_requests, max(pages, default=0) + 1, dtype=torch.int32
+    )
     filled = kv_dtype or dtype
     cache = torch.full((len(order), 2, page, heads.kv, heads.dim), float("nan")).to(filled)
     taken = 0

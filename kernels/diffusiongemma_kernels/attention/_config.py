@@ -41,13 +41,13 @@ BIG = {  # 227 KB: sm_90, sm_100
     32: Tile(128, 64, 32, 4, 3),
     64: Tile(128, 64, 64, 4, 3),
     128: Tile(128, 64, 128, 8, 2),
-    256: Tile(64, 64, 256, 4, 2),
+    256: Tile(64, 32, 256, 4, 2),
     512: Tile(64, 32, 256, 4, 2),
 }
 MEDIUM = {  # 163 KB: sm_80
     32: Tile(64, 64, 32, 4, 2),
     64: Tile(64, 64, 64, 4, 2),
-    128: Tile(64, 64, 128, 4, 2),
+    128: Tile(64, 32, 128, 4, 2),
     256: Tile(64, 32, 256, 8, 2),
     512: Tile(32, 32, 256, 4, 2),
 }
@@ -88,12 +88,12 @@ def row_tiles(tokens: int, requests: int, group: int, block_m: int) -> int:
 
 
 def splits(shape: Shape, chosen: Tile, processors: int, min_tiles: int) -> int:
-    """Enough programs for every processor, as long as each keeps `min_tiles` key tiles."""
+    """Up to 5/4 programs a processor, as long as each keeps `min_tiles` key tiles."""
     tiles = row_tiles(shape.tokens, shape.requests, shape.group, chosen.block_m)
     programs = tiles * shape.kv_heads * (shape.head_dim // chosen.block_dv)
     most = min(MAX_SPLITS, shape.keys // (chosen.block_n * min_tiles))
     count = 1
-    while count * 2 <= most and programs * count * 4 <= processors * 5:
+    while count * 2 <= most and programs * count * 2 * 4 <= processors * 5:
         count *= 2
     return count
 

@@ -121,9 +121,7 @@ def paged_attention_triton(
     return out
 
 
-def _check(
-    q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, window: int, scale: float
-) -> None:
+def _check(q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, window: int, scale: float) -> None:
     kv.check(q.dtype)
     batch.check()
     T, HQ, D = q.shape

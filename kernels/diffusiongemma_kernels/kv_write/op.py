@@ -57,4 +57,6 @@ def _check(key: Tensor, value: Tensor, kv: PagedKV, slot_mapping: Tensor) -> Non
     assert key.shape == value.shape and key.dtype == value.dtype, f"{key.shape=} {value.shape=}"
     assert key.shape[1:] == kv.key.shape[2:], f"{key.shape=} {kv.key.shape=}"
     assert key.stride(2) == 1 == value.stride(2), "the head dimension must be contiguous"
-    assert slot_mapping.ndim == 1 and slot_mapping.shape[0] <= key.shape[0], f"{slot_mapping.shape=}"
+    assert slot_mapping.ndim == 1 and slot_mapping.shape[0] <= key.shape[0], (
+        f"{slot_mapping.shape=}"
+    )

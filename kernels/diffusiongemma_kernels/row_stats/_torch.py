@@ -39,8 +39,8 @@ def _block(
 
     # Column blocks add up element by element, so a row's bits do not depend on how many rows
     # there are: torch sums one long row in another order than many.
-    total = y.new_zeros(R, COLUMNS)
-    moment = y.new_zeros(R, COLUMNS)
+    total = y.new_zeros(R, min(COLUMNS, V))
+    moment = y.new_zeros(R, min(COLUMNS, V))
     best = y.new_full((R, 1), -torch.inf)
     pick = argmax.clone()
     for start in range(0, V, COLUMNS):
