@@ -1,0 +1,142 @@
+"""What a tool's JSON schema says about the type of each argument."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_PYTHON_TYPES = (
+    (bool, "boolean"),
+    (int, "integer"),
+    (float, "number"),
+    (str, "string"),
+    (list, "array"),
+    (dict, "object"),
+)
+
+
+def _type_of(value: object) -> str:
+    return next((name for kind, name in _PYTHON_TYPES if isinstance(value, kind)), "null")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Where a value stands in a schema: the nodes that may describe it (none: anything goes)."""
+
+    nodes: tuple[Any, ...] = ()
+    root: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, parameters: object) -> "Schema":
+        """The schema of a tool's `parameters`."""
+        return cls((parameters,), parameters) if isinstance(parameters, Mapping) else cls()
+
+    def types(self) -> frozenset[str] | None:
+        """The JSON types allowed here, or None where any is."""
+        memo: dict[int, frozenset[str] | None] = {}
+        return _union([self._types(node, memo) for node in self.nodes]) or None
+
+    def member(self, key: str) -> "Schema":
+        """The schema of an object's value under `key`."""
+        found: list[Any] = []
+        for node in self._views():
+            properties = node.get("properties")
+            patterns = node.get("patternProperties")
+            if isinstance(properties, Mapping) and key in properties:
+                found.append(properties[key])
+                continue
+            matched = [v for p, v in patterns.items() if _matches(p, key)] if patterns else []
+            extra = node.get("additionalProperties")
+            if matched:
+                found += matched
+            elif isinstance(extra, Mapping):
+                found.append(extra)
+        return Schema(tuple(found), self.root)
+
+    def item(self, index: int) -> "Schema":
+        """The schema of an array's element `index`."""
+        found: list[Any] = []
+        for node in self._views():
+            items, prefix = node.get("items"), node.get("prefixItems")
+            if isinstance(items, list):  # the older spelling of prefixItems
+                items, prefix = node.get("additionalItems"), items
+            if isinstance(prefix, list) and index < len(prefix):
+                found.append(prefix[index])
+            elif isinstance(items, Mapping):
+                found.append(items)
+        return Schema(tuple(found), self.root)
+
+    def _types(self, node: Any, memo: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
+        if not isinstance(node, Mapping):
+            return None
+        if id(node) not in memo:
+            memo[id(node)] = frozenset()  # a schema may refer to itself, which adds nothing
+            memo[id(node)] = self._types_of(node, memo)
+        return memo[id(node)]
+
+    def _types_of(
+        self, node: Mapping[str, Any], memo: dict[int, frozenset[str] | None]
+    ) -> frozenset[str] | None:
+        own = node.get("type")
+        allowed: frozenset[str] | None = None
+        if isinstance(own, str):
+            allowed = frozenset({own})
+        elif isinstance(own, list):
+            allowed = frozenset(t for t in own if isinstance(t, str))
+        elif isinstance(node.get("enum"), list):
+            allowed = frozenset(map(_type_of, node["enum"]))
+        elif "const" in node:
+            allowed = frozenset({_type_of(node["const"])})
+        else:
+            groups = [[self._target(node)]] if "$ref" in node else []
+            groups += [[part] for part in _parts(node, "allOf")]
+            groups += [list(parts) for k in ("anyOf", "oneOf") if (parts := _parts(node, k))]
+            for group in groups:
+                types = _union([self._types(part, memo) for part in group])
+                if types is not None:
+                    allowed = types if allowed is None else allowed & types
+        if allowed and node.get("nullable") is True:
+            allowed |= {"null"}
+        return allowed
+
+    def _views(self) -> Iterator[Mapping[str, Any]]:
+        """Every node that may describe this value, references and alternatives opened."""
+        pending, seen = list(reversed(self.nodes)), set()
+        while pending:
+            node = pending.pop()
+            if not isinstance(node, Mapping) or id(node) in seen:
+                continue
+            seen.add(id(node))
+            yield node
+            inner = [self._target(node)] if "$ref" in node else []
+            for keyword in ("allOf", "anyOf", "oneOf"):
+                inner += _parts(node, keyword)
+            pending += reversed(inner)
+
+    def _target(self, node: Mapping[str, Any]) -> Any:
+        """What `$ref` points at, inside this schema; None when it is not there."""
+        ref = node["$ref"]
+        if not isinstance(ref, str) or not ref.startswith("#"):
+            return None
+        here: Any = self.root
+        for part in filter(None, ref[1:].split("/")):
+            part = part.replace("~1", "/").replace("~0", "~")
+            here = here.get(part) if isinstance(here, Mapping) else None
+        return here
+
+
+def _parts(node: Mapping[str, Any], keyword: str) -> list[Any]:
+    parts = node.get(keyword)
+    return parts if isinstance(parts, list) else []
+
+
+def _union(types: list[frozenset[str] | None]) -> frozenset[str] | None:
+    known = [t for t in types if t is not None]
+    return frozenset().union(*known) if known and len(known) == len(types) else None
+
+
+def _matches(pattern: str, key: str) -> bool:
+    try:
+        return re.search(pattern, key) is not None
+    except re.error:  # ECMA patterns that Python does not read describe nothing
+        return False
