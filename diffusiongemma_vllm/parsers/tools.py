@@ -1,0 +1,85 @@
+"""vLLM's tool parser for Gemma 4's calls."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.entrypoints.generate.base.protocol import (
+    DeltaMessage,
+    ExtractedToolCallInformation,
+    ToolCall,
+)
+from vllm.renderers.chat_utils import make_tool_call_id
+from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
+
+from diffusiongemma_vllm.parsers import deltas
+from diffusiongemma_vllm.parsers.grammar import Calls, Options, Scanner
+from diffusiongemma_vllm.parsers.prompt import MarkerIds
+from diffusiongemma_vllm.parsers.schema import Schema
+
+
+class Gemma4ToolParser(ToolParser):
+    """Reads what follows the reasoning: text, calls and, where there are any, later thoughts."""
+
+    supports_required_and_named = False  # the model writes its own syntax, forced or not
+    engine_based_streaming = True  # keeps its own state: hand it deltas only
+
+    def __init__(self, tokenizer: Any, tools: list[Tool] | None = None) -> None:
+        super().__init__(tokenizer, tools)
+        self.skip_reasoning_parsing = False  # vLLM sets it when no reasoning parser is configured
+        self.schemas = tool_schemas(self.tools)
+        self._markers = MarkerIds(tokenizer)
+        self._scanner: Scanner | None = None
+        self._writer = deltas.DeltaWriter()
+
+    def adjust_request(self, request: Any) -> Any:
+        """Markers are special tokens: the detokenizer has to show them."""
+        request.skip_special_tokens = False
+        return request
+
+    def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
+        scanner = Scanner(self._options(request), self._markers.lexer())
+        events = scanner.feed(model_output) + scanner.finish()
+        calls = deltas.calls(events)
+        return ExtractedToolCallInformation(
+            tools_called=bool(calls),
+            tool_calls=[ToolCall(id=c.id or make_tool_call_id(), function=c) for c in calls],
+            content=deltas.texts(events)[1],
+        )
+
+    def extract_tool_calls_streaming(  # noqa: PLR0913 (vLLM's signature)
+        self,
+        previous_text: str,
+        current_text: str,
+        delta_text: str,
+        previous_token_ids: Sequence[int],
+        current_token_ids: Sequence[int],
+        delta_token_ids: Sequence[int],
+        request: Any,
+    ) -> DeltaMessage | None:
+        if self._scanner is None:
+            self._scanner = Scanner(self._options(request), self._markers.lexer())
+        return self._writer.write(self._scanner.feed(delta_text, delta_token_ids))
+
+    def finish_streaming(self) -> DeltaMessage | None:
+        """The rest of the stream, once it is over."""
+        events = self._scanner.finish() if self._scanner else []
+        return self._writer.write(events, last=True)
+
+    def _options(self, request: Any) -> Options:
+        return Options(
+            calls=calls_for(request),
+            thoughts=not self.skip_reasoning_parsing,
+            schemas=self.schemas,
+        )
+
+
+def calls_for(request: Any) -> Calls:
+    """`tool_choice: none` keeps the text of a call that the model makes all the same."""
+    return Calls.TEXT if request.tool_choice == "none" else Calls.PARSE
+
+
+def tool_schemas(tools: Sequence[Any] | None) -> dict[str, Schema]:
+    """The parameters of each tool, by name, for both of vLLM's tool classes."""
+    functions = [getattr(tool, "function", tool) for tool in tools or ()]
+    named = [(getattr(f, "name", None), getattr(f, "parameters", None)) for f in functions]
+    return {n: Schema.of(p) for n, p in named if n and isinstance(p, Mapping)}
