@@ -44,10 +44,8 @@ GENERATION = dict(
 )
 
 
-def build(folder: Path, *, seed: int = 0, canvas: int = 32, spread: float = 0.3, **overrides) -> Path:
+def build(folder: Path, *, seed: int = 0, canvas: int = 32, **overrides) -> Path:
     """Write a checkpoint in fp32 to ``folder`` and return it.
-
-    spread: standard deviation of the weights; large enough for logits that are not flat.
     """
     from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
@@ -61,11 +59,15 @@ def build(folder: Path, *, seed: int = 0, canvas: int = 32, spread: float = 0.3,
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if "layer_scalar" in name:
-                tensor.fill_(0.7 if "decoder" in name else 0.7)
+                tensor.fill_(0.7)
+            elif "q_norm" in name or "k_norm" in name:
+                # Attention is not scaled: weights near 1 would make it a maximum, and rounding
+                # errors chaos (transformers in fp32 against fp64: 1e-4 of the largest logit).
+                tensor.copy_(0.3 * (1 + 0.2 * torch.randn_like(tensor)))
             elif "norm" in name or "scale" in name:
                 tensor.copy_(1 + 0.2 * torch.randn_like(tensor))
             elif "vision" not in name:
-                tensor.copy_(torch.randn_like(tensor) * spread * tensor.shape[-1] ** -0.5)
+                tensor.copy_(torch.randn_like(tensor) * tensor.shape[-1] ** -0.5)
         embed = model.model.decoder.embed_tokens.weight
         embed.copy_(torch.randn_like(embed) * 0.5)
     model.save_pretrained(folder)
