@@ -37,13 +37,14 @@ class Tile(NamedTuple):
 
 
 # Shared memory needs about (block_m * D + stages * block_n * (D + block_dv)) elements.
-BIG = {  # 227 KB: sm_90, sm_100
+BIG = {  # 227 KB: sm_90
     32: Tile(128, 64, 32, 4, 3),
     64: Tile(128, 64, 64, 4, 3),
     128: Tile(128, 64, 128, 8, 2),
     256: Tile(64, 32, 256, 4, 2),
     512: Tile(64, 32, 256, 4, 2),
 }
+BLACKWELL = BIG | {512: Tile(64, 32, 256, 8, 2)}  # sm_100: four warps spill there
 MEDIUM = {  # 163 KB: sm_80
     32: Tile(64, 64, 32, 4, 2),
     64: Tile(64, 64, 64, 4, 2),
@@ -73,8 +74,10 @@ def tile(head_dim: int, element: int, capability: tuple[int, int]) -> Tile:
         raise ValueError(f"head_dim must be one of {HEAD_DIMS}, got {head_dim}")
     if element == 4:
         return PLAIN[head_dim]
-    if capability[0] in (9, 10):
+    if capability[0] == 9:
         return BIG[head_dim]
+    if capability[0] == 10:
+        return BLACKWELL[head_dim]
     if capability == (8, 0):
         return MEDIUM[head_dim]
     if capability[0] >= 8:

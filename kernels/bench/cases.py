@@ -1,0 +1,189 @@
+"""Shapes of the real model: 16 query heads, 30 layers of which every sixth sees everything."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from diffusiongemma_kernels.attention import _config as attention_config
+from diffusiongemma_kernels.attention.op import paged_attention_triton
+from diffusiongemma_kernels.kv_write.op import kv_write
+from diffusiongemma_kernels.paged import FP8
+from diffusiongemma_kernels.row_stats import _config as row_stats_config
+from diffusiongemma_kernels.row_stats.op import row_stats_triton
+from diffusiongemma_kernels.testing import Heads, Request, paged_case
+
+LOCAL, GLOBAL = Heads(16, 8, 256), Heads(16, 2, 512)
+WINDOW = 1024
+VOCAB = 262144
+BF16 = torch.bfloat16
+
+
+class Timed(NamedTuple):
+    case: str
+    run: Callable[[], object]
+    bytes: int = 0
+    flops: int = 0
+    baseline: Callable[[], object] | None = None
+
+
+class Attention(NamedTuple):
+    name: str
+    requests: tuple[Request, ...]
+    heads: Heads
+    page: int = 64
+    kv_dtype: torch.dtype | None = None
+
+
+CANVAS = (Request(256, 512),)
+ATTENTION = [
+    Attention("local, 1 canvas, prefix 512", CANVAS, LOCAL),
+    Attention("global, 1 canvas, prefix 512", CANVAS, GLOBAL),
+    Attention("local, 1 canvas, prefix 512, pages of 16", CANVAS, LOCAL, 16),
+    Attention("global, 1 canvas, prefix 512, pages of 32", CANVAS, GLOBAL, 32),
+    Attention("local, 1 canvas, prefix 4096", (Request(256, 4096),), LOCAL),
+    Attention("global, 1 canvas, prefix 32768", (Request(256, 32768),), GLOBAL),
+    Attention("local, 8 canvases, prefix 512", CANVAS * 8, LOCAL),
+    Attention("global, 8 canvases, prefix 512", CANVAS * 8, GLOBAL),
+    Attention("local, 32 canvases, prefix 512", CANVAS * 32, LOCAL),
+    Attention("global, 32 canvases, prefix 512", CANVAS * 32, GLOBAL),
+    Attention("local, prompt of 8192", (Request(8192, 0, False),), LOCAL),
+    Attention("global, prompt of 8192", (Request(8192, 0, False),), GLOBAL),
+    Attention("local over fp8, 1 canvas, prefix 512", CANVAS, LOCAL, 64, FP8),
+    Attention("global over fp8, 1 canvas, prefix 512", CANVAS, GLOBAL, 64, FP8),
+]
+
+
+def visible(request: Request, window: int) -> int:
+    """How many (query, key) pairs a request has."""
+    pairs = 0
+    for t in range(request.query_len):
+        p = request.prefix if request.canvas else request.prefix + t
+        high = request.prefix + request.query_len if request.canvas else p + 1
+        pairs += high - (max(p - window + 1, 0) if window else 0)
+    return pairs
+
+
+def sdpa(case: Attention, window: int) -> Callable[[], object]:
+    """torch on keys already gathered, in batches of equal requests, with a dense mask."""
+    request, (HQ, HKV, D) = case.requests[0], case.heads
+    N, Q, keys = len(case.requests), request.query_len, request.prefix + request.query_len
+    q = torch.randn(N, HQ, Q, D, dtype=BF16, device="cuda")
+    k, v = torch.randn(2, N, HKV, keys, D, dtype=BF16, device="cuda")
+    p = torch.arange(request.prefix, keys, device="cuda")[:, None]
+    j = torch.arange(keys, device="cuda")[None, :]
+    anchor = torch.full_like(p, request.prefix) if request.canvas else p
+    mask = (j < keys) if request.canvas else (j <= p)
+    if window:
+        mask = mask & (j > anchor - window)
+    mask = mask.expand(Q, keys)
+    return lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=True)
+
+
+def attention(sweep: bool) -> Iterator[Timed]:
+    for case in ATTENTION[:2] if sweep else ATTENTION:
+        window = WINDOW if case.heads == LOCAL else 0
+        paged = paged_case(
+            case.requests,
+            case.heads,
+            page=case.page,
+            dtype=BF16,
+            kv_dtype=case.kv_dtype,
+            device="cuda",
+        )
+        out = torch.empty_like(paged.q)
+        pairs = sum(visible(r, window) for r in case.requests)
+        flops = 4 * pairs * case.heads.query * case.heads.dim
+        configs = attention_configs(case.heads.dim) if sweep else [None]
+
+        for config in configs:
+
+            def run(paged=paged, out=out, window=window, config=config):
+                paged_attention_triton(*paged, out, window=window, scale=1.0, config=config)
+
+            name = f"{case.name}, {tuple(config)}" if config else case.name
+            yield Timed(name, run, flops=flops, baseline=None if sweep else sdpa(case, window))
+
+
+def attention_configs(dim: int) -> Iterator[attention_config.Config]:
+    tiles = {
+        256: [(64, 32, 256, 4, 2), (64, 32, 256, 4, 3), (64, 64, 256, 4, 2), (64, 64, 256, 8, 2),
+              (64, 32, 256, 8, 2), (128, 64, 256, 8, 2), (128, 32, 256, 8, 2), (64, 64, 128, 4, 2)],
+        512: [(64, 32, 256, 4, 2), (64, 32, 256, 8, 2), (64, 32, 512, 8, 2), (128, 32, 256, 8, 1),
+              (64, 32, 128, 4, 2), (64, 64, 256, 8, 1), (32, 32, 256, 4, 2), (64, 16, 256, 4, 3)],
+    }  # fmt: skip
+    for tile in tiles[dim]:
+        for splits in (1, 2, 4):
+            yield attention_config.Config(*tile, splits, 2)
+
+
+def writes(_sweep: bool) -> Iterator[Timed]:
+    for name, tokens, heads, dtype in (
+        ("local, 256 rows", 256, LOCAL, BF16),
+        ("global, 256 rows", 256, GLOBAL, BF16),
+        ("local, 8192 rows", 8192, LOCAL, BF16),
+        ("local to fp8, 8192 rows", 8192, LOCAL, FP8),
+    ):
+        paged = paged_case(
+            (Request(tokens, 0),), heads, page=64, dtype=BF16, kv_dtype=dtype, device="cuda"
+        )
+        key, value = torch.randn(2, tokens, heads.kv, heads.dim, dtype=BF16, device="cuda")
+        slots = torch.randperm(tokens, device="cuda")
+        page, place = slots // 64, slots % 64
+
+        def baseline(kv=paged.kv, key=key, value=value, page=page, place=place):
+            kv.key[page, place] = key.to(kv.key.dtype)
+            kv.value[page, place] = value.to(kv.value.dtype)
+
+        def run(kv=paged.kv, key=key, value=value, slots=slots):
+            kv_write(key, value, kv, slots)
+
+        moved = 2 * key.numel() * (2 + paged.kv.key.element_size())
+        yield Timed(name, run, bytes=moved, baseline=baseline if dtype == BF16 else None)
+
+
+def statistics(sweep: bool) -> Iterator[Timed]:
+    for rows, spread in ((256, 4.0),) if sweep else ((1, 4.0), (256, 4.0), (256, 0.1), (2048, 4.0)):
+        logits = (torch.randn(rows, VOCAB, device="cuda") * spread).to(BF16)
+        temperature = torch.full((rows,), 0.6, device="cuda")
+        ints = torch.arange(rows, device="cuda")
+        args = (logits, temperature, ints, ints)
+        configs = [None]
+        if sweep:
+            tiles = VOCAB // row_stats_config.TILE
+            configs = [
+                row_stats_config.Config(tiles // splits, splits, warps)
+                for splits in (1, 2, 4, 8, 16)
+                for warps in (4, 8, 16)
+            ]
+        for config in configs:
+
+            def run(args=args, config=config):
+                row_stats_triton(*args, softcap=30.0, config=config)
+
+            name = f"{rows} rows, spread {spread}"
+            yield Timed(
+                f"{name}, {tuple(config)}" if config else name,
+                run,
+                bytes=2 * logits.numel(),
+                baseline=None if sweep else lambda args=args: torch_statistics(*args[:2]),
+            )
+
+
+def torch_statistics(logits: torch.Tensor, temperature: torch.Tensor) -> None:
+    """The same numbers the usual way, with fp32 as wide as the vocabulary."""
+    for part, t in zip(logits.split(256), temperature.split(256), strict=True):
+        y = 30.0 * torch.tanh(part.float() / 30.0) / t[:, None]
+        log_p = torch.log_softmax(y, 1)
+        p = log_p.exp()
+        y.argmax(1)
+        (p * log_p).sum(1)
+        (p / torch.empty_like(p).exponential_()).argmax(1)
+
+
+OPS: dict[str, Callable[[bool], Iterator[Timed]]] = {
+    "attention": attention,
+    "kv_write": writes,
+    "row_stats": statistics,
+}
