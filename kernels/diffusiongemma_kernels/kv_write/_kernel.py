@@ -7,7 +7,7 @@ FP8_MAX = tl.constexpr(448.0)
 @triton.jit
 def store_row(row, scale, cache_ptrs, mask, FP8: tl.constexpr):
     if FP8:
-        row = tl.clamp(row.to(tl.float32) / scale, -FP8_MAX, FP8_MAX)
+        row = tl.clamp(tl.div_rn(row.to(tl.float32), scale), -FP8_MAX, FP8_MAX)
     tl.store(cache_ptrs, row.to(cache_ptrs.dtype.element_ty), mask=mask)
 
 
