@@ -1,0 +1,30 @@
+# Two commands: `make demo` and `make test`. Both set up what they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.ready-$(shell cat cpu.lock pyproject.toml | cksum | cut -d' ' -f1)
+BIN := $(VENV)/bin
+
+.PHONY: demo test quick lint setup
+
+demo: setup
+	$(BIN)/diffusiongemma-vllm demo
+
+test: setup lint
+	$(BIN)/python -m pytest -q
+
+quick: setup lint
+	$(BIN)/python -m pytest -q -m "not engine"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+setup: $(STAMP)
+
+$(STAMP): cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --no-deps -r cpu.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	rm -f $(VENV)/.ready-*
+	touch $@

@@ -1,0 +1,75 @@
+"""What this machine has, which code would run on it, and what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = ("torch", "triton", "transformers", "safetensors", "openai")
+GROUPS = ("vllm.general_plugins", "vllm.platform_plugins")
+
+
+def doctor() -> int:
+    """Print the findings; returns 1 when something needed is missing."""
+    from diffusiongemma_vllm import __version__, compat
+
+    console = Console()
+    rows: list[tuple[str, str]] = [
+        ("diffusiongemma-vllm", __version__),
+        ("Python", f"{platform.python_version()} on {platform.machine()}"),
+    ]
+    missing = []
+    try:
+        compat.check_version()
+        rows.append(("vLLM", compat.vllm_version()))
+    except RuntimeError as error:
+        missing.append(str(error))
+    for package in PACKAGES:
+        try:
+            rows.append((package, version(package)))
+        except PackageNotFoundError:
+            missing.append(f"{package} is not installed: pip install {package}")
+    for group in GROUPS:
+        if not any("diffusiongemma" in entry.value for entry in entry_points(group=group)):
+            missing.append(f"no entry point in {group}: install the package again (pip install .)")
+    if os.environ.get("VLLM_PLUGINS") == "":
+        missing.append("VLLM_PLUGINS is empty, which turns every plugin off: unset it")
+    if not missing:
+        rows += _device()
+    table = Table(show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for line in missing:
+        console.print(f"missing: {line}", style="bold red", soft_wrap=True)
+    return 1 if missing else 0
+
+
+def _device() -> list[tuple[str, str]]:
+    """The platform and what each part of a step runs on."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return [
+            ("device", f"CPU, {os.cpu_count()} cores (no CUDA device found)"),
+            ("attention, sampler", "plain torch"),
+            ("experts", "plain torch, BF16 and FP32 checkpoints"),
+            ("vLLM's runner", "Triton's interpreter"),
+        ]
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        major, minor = properties.major, properties.minor
+        gib = properties.total_memory / 2**30
+        rows.append((f"device {index}", f"{properties.name}, sm_{major}{minor}, {gib:.0f} GiB"))
+    return [
+        *rows,
+        ("attention, KV write", "our Triton kernels"),
+        ("row statistics", "our Triton kernels"),
+        ("experts", "vLLM's fused experts (NVFP4: the kernel vLLM picks for the GPU)"),
+        ("CUDA graphs", "whole canvases, FULL_DECODE_ONLY"),
+    ]

@@ -1,0 +1,109 @@
+"""A vLLM server as a child process, for as long as a ``with`` block lasts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+STARTED = 600.0  # seconds until a start is given up
+CARD_FLAGS = (
+    "--trust-remote-code", "--max-num-seqs", "4", "--attention-backend", "TRITON_ATTN",
+    "--enable-auto-tool-choice", "--tool-call-parser", "gemma4", "--reasoning-parser", "gemma4",
+    "--override-generation-config", '{"max_new_tokens": null}',
+    "--default-chat-template-kwargs", '{"enable_thinking": true}',
+)
+
+
+class Server:
+    """``vllm serve MODEL`` on a free port of this machine; logs go to a file."""
+
+    def __init__(self, model: str, flags: Sequence[str] = CARD_FLAGS) -> None:
+        self.model = model
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = Path(tempfile.mkstemp(prefix="diffusiongemma-", suffix=".log")[1])
+        command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), *flags]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env={"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"} | os.environ,
+            )
+
+    def wait(self) -> Iterator[float]:
+        """Yields seconds waited until the server answers.
+
+        Raises:
+            RuntimeError: with the end of the log, when it exits or takes too long.
+        """
+        began = time.monotonic()
+        while True:
+            waited = time.monotonic() - began
+            if self.process.poll() is not None or waited > STARTED:
+                raise RuntimeError(
+                    f"vllm serve did not start (exit {self.process.poll()}):\n{self.tail()}"
+                )
+            try:
+                with urllib.request.urlopen(f"{self.url}/health", timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                yield waited
+                time.sleep(0.5)
+
+    def metrics(self) -> dict[str, float]:
+        """Prometheus counters by name, summed over their labels."""
+        totals: dict[str, float] = {}
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as page:
+            for line in page.read().decode().splitlines():
+                if not line.startswith("#"):
+                    name, _, value = line.rpartition(" ")
+                    key = name.partition("{")[0]
+                    totals[key] = totals.get(key, 0.0) + float(value)
+        return totals
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self) -> None:
+        """End the server and its engine, by force if it takes more than half a minute."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+@contextmanager
+def serving(model: str, flags: Sequence[str] = CARD_FLAGS) -> Iterator[Server]:
+    """A server that answers."""
+    with Server(model, flags) as server:
+        for _ in server.wait():
+            pass
+        yield server
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
