@@ -16,7 +16,10 @@ def register() -> None:
     compat.check_version()
     from vllm.model_executor.models import ModelRegistry
 
+    from diffusiongemma_vllm.parsers import registration
+
     ModelRegistry.register_model(compat.ARCHITECTURE, MODEL)
     compat.override_config_hook()
     compat.record_engine_args()
     compat.admit_requests()
+    registration.register()
