@@ -18,6 +18,7 @@ _SPACE_RE = re.compile(r"\s*")
 _KEY_RE = re.compile(r"[^,:=(){}\[\]]+")
 _BARE_RE = re.compile(r"[^,)}\]]+")
 _ENDINGS = string.whitespace + ")]}"
+_DEEPEST = 200  # levels of brackets; readers of JSON give up not far beyond
 
 
 class ArgumentReader:
@@ -141,6 +142,9 @@ class ArgumentReader:
                 self._scalar(values.bare("", frame.value.types()))
             return position
         elif char in "{[":
+            if len(self._frames) == _DEEPEST:
+                self._abandon()
+                return position
             self._open_frame(char)
         else:
             self._word.clear()

@@ -83,7 +83,7 @@ class Scanner:
             Start.THOUGHT: _State.THOUGHT,
         }[self.options.start]
         self._events: list[Event] = []
-        self._buffer = ""  # text that START, LABEL, HEADER or AFTER cannot decide on yet
+        self._buffer = ""  # text that the state cannot decide on yet
         self._blank: list[str] = []  # white space that opens a run of text
         self._in_run = False  # the run of text has begun
         self._alone = True  # no thought and no call so far: white space may be all there is
@@ -109,7 +109,7 @@ class Scanner:
     def opening(self) -> str:
         """Text that would bring a fresh scanner to this point, while in reasoning."""
         if self._state is _State.THOUGHT:
-            return Mark.CHANNEL + LABEL
+            return Mark.CHANNEL + LABEL + self._buffer
         return (Mark.CHANNEL if self._state is _State.LABEL else "") + self._buffer
 
     def feed(self, text: str, token_ids: Sequence[int] = ()) -> list[Event]:
@@ -167,6 +167,8 @@ class Scanner:
                 self._enter(_State.OPAQUE)
                 return [mark]
         in_thought = state in (_State.LABEL, _State.THOUGHT)
+        if state is _State.THOUGHT and mark not in (Mark.QUOTE, Mark.CALL_END):
+            self._buffer = ""
         if mark is Mark.CALL:
             self._begin_call()
         elif mark is Mark.QUOTE:
@@ -240,7 +242,11 @@ class Scanner:
         return [text] if text else []
 
     def _thought_text(self, text: str) -> list[Piece]:
-        self._events.append(Reasoning(text))
+        """A line break stays back: right before the end it is the template's, not the thought's."""
+        text = self._buffer + text
+        self._buffer = "\n" if text.endswith("\n") else ""
+        if text := text.removesuffix("\n"):
+            self._events.append(Reasoning(text))
         return []
 
     def _header_text(self, text: str) -> list[Piece]:
@@ -319,9 +325,8 @@ class Scanner:
         text, self._buffer = self._buffer, ""
         if not text or (self._state is _State.AFTER and not text.strip(_LEFTOVER)):
             return
-        if self._state is _State.LABEL:
-            self._state = _State.THOUGHT
-            self._thought_text(text)
+        if self._state in (_State.LABEL, _State.THOUGHT):
+            self._events.append(Reasoning(text))
         else:
             self._plain_text(text)
 

@@ -114,6 +114,7 @@ def dispatch_names() -> None:
 
 def _compose(parser_cls: Any) -> Any:
     """One scanner for the whole turn, unless one of the two parsers is another model's."""
+    from diffusiongemma_vllm.parsers import serving
     from diffusiongemma_vllm.parsers.parser import TurnParser
 
     configured = {
@@ -123,5 +124,6 @@ def _compose(parser_cls: Any) -> Any:
     own = (None, TurnParser.reasoning_parser_cls, TurnParser.tool_parser_cls)
     if parser_cls is None or any(part not in own for part in configured.values()):
         return parser_cls
+    serving.install()
     level = {"tool_strict_level": parser_cls.tool_strict_level}
     return type("_Parser", (TurnParser,), configured | level)

@@ -33,11 +33,15 @@ class Schema:
 
     def types(self) -> frozenset[str] | None:
         """The JSON types allowed here, or None where any is."""
+        if not self.nodes:
+            return None
         memo: dict[int, frozenset[str] | None] = {}
         return _union([self._types(node, memo) for node in self.nodes]) or None
 
     def member(self, key: str) -> "Schema":
         """The schema of an object's value under `key`."""
+        if not self.nodes:
+            return self
         found: list[Any] = []
         for node in self._views():
             properties = node.get("properties")
@@ -55,6 +59,8 @@ class Schema:
 
     def item(self, index: int) -> "Schema":
         """The schema of an array's element `index`."""
+        if not self.nodes:
+            return self
         found: list[Any] = []
         for node in self._views():
             items, prefix = node.get("items"), node.get("prefixItems")

@@ -1,0 +1,107 @@
+"""Three places where vLLM 0.32's handlers mistake a call that is cut off or resumed.
+
+Each function is idempotent and leaves every other model's responses as they are.  They go when vLLM
+reports `length` for a cut call without streaming, and orders a delta's parts as generated.
+"""
+
+import functools
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+
+def install() -> None:
+    """All of them; called when the API server composes our parser."""
+    report_cut_calls()
+    show_cut_calls_to_anthropic()
+    resume_calls_first()
+
+
+def is_whole(arguments: str) -> bool:
+    """Whether a call's arguments are complete: those of a cut call are no JSON."""
+    try:
+        json.loads(arguments)
+    except ValueError:
+        return False
+    return True
+
+
+def report_cut_calls() -> None:
+    """Chat completions, not streamed: a call cut by the token limit is no `tool_calls` finish."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+    from diffusiongemma_vllm.parsers.parser import TurnParser
+
+    original = OpenAIServingChat.chat_completion_full_generator
+    if getattr(original, "reports_cut_calls", False):
+        return
+
+    @functools.wraps(original)
+    async def full_generator(
+        self: Any, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        if not (self.parser_cls and issubclass(self.parser_cls, TurnParser)):
+            return await original(self, request, result_generator, *args, **kwargs)
+        reasons: dict[int, str | None] = {}
+
+        async def noted() -> AsyncIterator[Any]:
+            async for result in result_generator:
+                reasons.update({o.index: o.finish_reason for o in result.outputs})
+                yield result
+
+        response = await original(self, request, noted(), *args, **kwargs)
+        if isinstance(response, ChatCompletionResponse):
+            for choice in response.choices:
+                calls = choice.message.tool_calls
+                cut = bool(calls) and not is_whole(calls[-1].function.arguments)
+                if cut and reasons.get(choice.index) == "length":
+                    choice.finish_reason = "length"
+        return response
+
+    full_generator.reports_cut_calls = True  # type: ignore[attr-defined]
+    OpenAIServingChat.chat_completion_full_generator = full_generator  # type: ignore[method-assign]
+
+
+def show_cut_calls_to_anthropic() -> None:
+    """Anthropic messages, not streamed: a tool_use block has no place for half an object.
+
+    vLLM fails the request there; the call's text becomes text instead.
+    """
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+
+    original = AnthropicServingMessages.messages_full_converter
+    if getattr(original, "shows_cut_calls", False):
+        return
+
+    @functools.wraps(original)
+    def full_converter(self: Any, generator: Any) -> Any:
+        message = generator.choices[0].message
+        cut = [c.function for c in message.tool_calls if not is_whole(c.function.arguments)]
+        if cut:
+            message.content = (message.content or "") + "".join(c.name + c.arguments for c in cut)
+            message.tool_calls = [c for c in message.tool_calls if is_whole(c.function.arguments)]
+        return original(self, generator)
+
+    full_converter.shows_cut_calls = True  # type: ignore[attr-defined]
+    AnthropicServingMessages.messages_full_converter = full_converter  # type: ignore[method-assign]
+
+
+def resume_calls_first() -> None:
+    """Responses, streamed: the rest of an open call goes before the text that came after it.
+
+    vLLM puts text first, which closes the call, and fails on the rest of it.
+    """
+    from vllm.entrypoints.openai.responses import serving
+
+    original = serving.split_delta
+    if getattr(original, "resumes_calls_first", False):
+        return
+
+    @functools.wraps(original)
+    def split_delta(delta: Any) -> list[Any]:
+        parts = original(delta)
+        return sorted(parts, key=lambda p: not (p.tool_calls and p.tool_calls[0].id is None))
+
+    split_delta.resumes_calls_first = True  # type: ignore[attr-defined]
+    serving.split_delta = split_delta
