@@ -9,23 +9,23 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from data import Example, stream
 from tokens import PAD, encode
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 CANVAS = 256
-# (longest context, rows a batch): about 65,000 tokens a batch, three shapes in all
-BUCKETS = [(96, 192), (320, 112), (704, 64)]
+# (longest context, rows a batch): about 33,000 tokens a batch, three shapes in all
+BUCKETS = [(96, 96), (320, 56), (704, 32)]
 
 
 class Batch(NamedTuple):
-    """context [B, L] i16, lengths [B] of the contexts, canvas [B, C] i16, said [B] real tokens."""
+    """context [B, L], its true lengths [B], canvas [B, C], said [B] tokens that are not padding."""
 
-    context: np.ndarray
-    lengths: np.ndarray
-    canvas: np.ndarray
-    said: np.ndarray
+    context: Tensor
+    lengths: Tensor
+    canvas: Tensor
+    said: Tensor
 
 
 def rows(example: Example) -> Iterator[tuple[list[int], list[int], int]]:
@@ -36,25 +36,29 @@ def rows(example: Example) -> Iterator[tuple[list[int], list[int], int]]:
         yield prompt + answer[:start], canvas + [PAD] * (CANVAS - len(canvas)), len(canvas)
 
 
-def _pack(taken: list[tuple[list[int], list[int], int]], length: int) -> Batch:
-    context = np.full((len(taken), length), PAD, np.int16)
-    for i, (ids, _, _) in enumerate(taken):
-        context[i, : len(ids)] = ids
-    return Batch(
-        context,
-        np.array([len(ids) for ids, _, _ in taken], np.int64),
-        np.array([canvas for _, canvas, _ in taken], np.int16),
-        np.array([said for _, _, said in taken], np.int64),
-    )
+def pack(taken: list[tuple[list[int], list[int], int]], length: int) -> np.ndarray:
+    """A batch as one array [B, L + C + 2] i16: context, canvas, lengths, said."""
+    packed = np.full((len(taken), length + CANVAS + 2), PAD, np.int16)
+    for row, (context, canvas, said) in zip(packed, taken, strict=True):
+        row[: len(context)] = context
+        row[length:-2] = canvas
+        row[-2:] = len(context), said
+    return packed
+
+
+def unpack(packed: Tensor) -> Batch:
+    """The opposite of pack(), as int64."""
+    context, canvas, ends = packed.long().split([packed.shape[1] - CANVAS - 2, CANVAS, 2], 1)
+    return Batch(context, ends[:, 0], canvas, ends[:, 1])
 
 
 class Batches(IterableDataset):
-    """Batches for ever; every worker has a seed of its own. `shrink` divides the batch size."""
+    """Packed batches for ever, of sizes divided by `shrink`; a seed for every worker."""
 
     def __init__(self, seed: int, shrink: int = 1):
         self.seed, self.shrink = seed, shrink
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[np.ndarray]:
         worker = get_worker_info()
         waiting: list[list] = [[] for _ in BUCKETS]
         for example in stream(self.seed * 1000 + (worker.id if worker else 0)):
@@ -66,15 +70,15 @@ class Batches(IterableDataset):
                 bucket.append(row)
                 length, size = BUCKETS[fits[0]]
                 if len(bucket) == max(1, size // self.shrink):
-                    yield _pack(bucket, length)
+                    yield pack(bucket, length)
                     bucket.clear()
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: np.ndarray) -> np.ndarray:
     return batch
 
 
-def load(seed: int, workers: int, shrink: int = 1) -> Iterator[Batch]:
+def load(seed: int, workers: int, shrink: int = 1) -> Iterator[np.ndarray]:
     """The batches, made by `workers` processes."""
     extra = {"prefetch_factor": 16} if workers else {}
     return iter(
@@ -88,14 +92,6 @@ def load(seed: int, workers: int, shrink: int = 1) -> Iterator[Batch]:
     )
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """The batch as int64 tensors on `device`."""
-    tensors = (torch.from_numpy(part) for part in batch)
-    if device.type == "cuda":
-        tensors = (part.pin_memory() for part in tensors)
-    return tuple(part.to(device, non_blocking=True).long() for part in tensors)
-
-
-def first(count: int, seed: int = 0) -> list[Batch]:
+def first(count: int, seed: int = 0) -> list[np.ndarray]:
     """A few small batches, for tests."""
-    return list(islice(iter(Batches(seed, shrink=64)), count))
+    return list(islice(iter(Batches(seed, shrink=32)), count))

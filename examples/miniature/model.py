@@ -1,8 +1,8 @@
 """A lean training twin of transformers' DiffusionGemmaForBlockDiffusion (text part).
 
 Same arithmetic and the same parameter names, written for training: every expert runs on every
-token and is weighted by the routing weights, so no shape depends on the data and each layer
-compiles once per shape. Contexts are padded on the right; `lengths` says where they end.
+token and is weighted by the routing weights, so no shape depends on the data and a whole training
+step can be captured as a CUDA graph. Contexts are padded on the right up to a common length.
 
 Shapes: B examples, L context, C canvas, S = L or C queries, H hidden, V vocabulary, E experts,
 I expert width, D head dimension, N query heads, G key-value heads.
@@ -43,16 +43,15 @@ class Sizes:
 
 
 class Norm(nn.Module):
-    """RMS norm in float32, with a scale or without."""
+    """RMS norm, with a scale or without; the fused kernel sums in float32."""
 
-    def __init__(self, width: int, scaled: bool = True):
+    def __init__(self, width: int, scaled: bool = True, start: float = 1.0):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width)) if scaled else None
+        self.weight = nn.Parameter(torch.full((width,), start)) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
-        return (y if self.weight is None else y * self.weight).to(x.dtype)
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], weight, 1e-6)
 
 
 class Linear(nn.Module):
@@ -113,7 +112,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(sizes.hidden, self.kv_heads * self.dim)
         self.v_proj = None if full else Linear(sizes.hidden, self.kv_heads * self.dim)
         self.o_proj = Linear(self.heads * self.dim, sizes.hidden)
-        self.q_norm, self.k_norm = Norm(self.dim), Norm(self.dim)
+        # together they begin as the usual 1 / sqrt(D)
+        self.q_norm, self.k_norm = (Norm(self.dim, start=self.dim**-0.25) for _ in "qk")
         self.v_norm = Norm(self.dim, scaled=False)
 
     def forward(self, x: Tensor, rope: tuple, past: tuple | None, bias: Tensor | None):
@@ -233,11 +233,6 @@ class Decoder(nn.Module):
         self.self_conditioning = SelfConditioning(sizes.hidden, sizes.dense)
 
 
-def run_layer(layer: Layer, x: Tensor, rope: tuple, past: tuple | None, bias: Tensor | None):
-    """One layer; the trainer compiles this function, once for every shape."""
-    return layer(x, rope, past, bias)
-
-
 class Miniature(nn.Module):
     """encode() a context once, then call the model on canvases."""
 
@@ -245,7 +240,7 @@ class Miniature(nn.Module):
         super().__init__()
         self.sizes = sizes or Sizes()
         self.model = nn.ModuleDict({"decoder": Decoder(self.sizes)})
-        self.dtype, self.run = torch.float32, run_layer
+        self.dtype = torch.float32
         for kind in ("sliding", "full"):
             for part, table in zip(
                 ("cos", "sin"), rope_table(self.sizes, kind == "full", max_length), strict=True
@@ -270,7 +265,10 @@ class Miniature(nn.Module):
         }
 
     def _embed(self, ids: Tensor) -> Tensor:
-        return self.decoder.embed_tokens(ids).to(self.dtype) * self.sizes.hidden**0.5
+        # a product, not a lookup: its gradient is one too, free of sorting and of atomics
+        table = self.decoder.embed_tokens.weight.to(self.dtype)
+        one_hot = ids[..., None] == torch.arange(len(table), device=ids.device)
+        return one_hot.to(self.dtype) @ table * self.sizes.hidden**0.5
 
     def _bias(self, allowed: Tensor) -> Tensor:
         bias = torch.zeros(allowed.shape, dtype=self.dtype, device=allowed.device)
@@ -288,7 +286,7 @@ class Miniature(nn.Module):
         x, cache, balance = self._embed(context), [], 0.0
         for i, layer in enumerate(self.decoder.layers):
             kind = self._kind(i)
-            x, own, extra = self.run(layer, x, rope[kind], None, bias[kind])
+            x, own, extra = layer(x, rope[kind], None, bias[kind])
             cache.append(own)
             balance = balance + extra
         return cache, balance
@@ -319,7 +317,7 @@ class Miniature(nn.Module):
         balance = 0.0
         for i, layer in enumerate(self.decoder.layers):
             kind = self._kind(i)
-            x, _, extra = self.run(layer, x, rope[kind], cache[i], bias[kind])
+            x, _, extra = layer(x, rope[kind], cache[i], bias[kind])
             balance = balance + extra
         return self.logits(self.decoder.norm(x)), balance
 

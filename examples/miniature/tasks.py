@@ -30,7 +30,8 @@ SEQUENCES = [
     [str(n) for n in range(1, 100)],
     "monday tuesday wednesday thursday friday saturday sunday".split() * 2,
     """january february march april may june july august september october november
-    december""".split() * 2,
+    december""".split()
+    * 2,
 ]
 FACTS = {"name": NAMES, "city": CITIES, "color": COLORS, "animal": ANIMALS, "food": FOODS}
 

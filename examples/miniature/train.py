@@ -2,13 +2,11 @@
 
     python examples/miniature/train.py --out DIR
 
-Objective (block diffusion, arXiv 2503.09573, with uniform noise as in transformers' sampler): given
-the clean context, each canvas token is replaced by a random one with probability t ~ U(0, 1) (one
-example in four: t = 1, the sampler's first step) and the cross-entropy of the clean canvas is taken
-on all positions. With probability 1/2 a first pass without gradient, on an equally or more noisy
-canvas, conditions the second (self-conditioning, arXiv 2208.04202), its logits divided by a
-temperature of the sampler's range, since that is what the sampler feeds back. Some examples keep a
-part of their canvas clean, so that pinned text is filled around.
+Worker processes make the examples (loader.py), objective.py says what is minimised. On a GPU each
+of the six kinds of step (three batch shapes, self-conditioned or not) is captured once as a CUDA
+graph, forward to optimizer: the model is so small that launching its kernels one by one costs
+several times what they compute. The learning rate follows the clock, so a slower GPU trains less
+but still to the end of the schedule.
 """
 
 import argparse
@@ -17,116 +15,134 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from data import SCORED, heldout, table
 from export import save_checkpoint
-from loader import load, to_device
-from model import Miniature, run_layer
+from loader import BUCKETS, CANVAS, load, unpack
+from model import Miniature
+from objective import loss_of
 from sampler import sample
 from tokens import encode
 from torch import Tensor
 from tqdm import tqdm
 
-PAD_WEIGHT, BALANCE_WEIGHT, TYPICAL_WEIGHT = 0.05, 0.002, 8.0
 PART = 15 << 20
+AVERAGE = 0.998
 
 
-def pinned(canvas: Tensor) -> Tensor:
-    """canvas [B, C] -> [B, C] bool, what stays clean: nothing, a stretch or a random subset."""
-    B, C = canvas.shape
-    at = torch.arange(C, device=canvas.device)
-    kind, start, size = torch.rand(3, B, 1, device=canvas.device)
-    # most answers are short: aim the stretch at the first 64 places half of the time
-    reach = torch.where(kind < 0.06, 64, C)
-    stretch = (at >= start * reach) & (at < (start + size * 0.5) * reach)
-    subset = torch.rand(B, C, device=canvas.device) < size
-    return ((kind < 0.12) & stretch) | ((kind >= 0.12) & (kind < 0.2) & subset)
+@dataclass(frozen=True)
+class State:
+    """What training changes. `lr` [] and `loss` [] live on the device, where graphs read them."""
 
-
-def corrupt(canvas: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-    """canvas [B, C] -> the noisy canvas and one at least as noisy, both [B, C]."""
-    B, C = canvas.shape
-    draw, more, jump = torch.rand(3, B, 1, device=canvas.device)
-    t = torch.where(torch.rand_like(draw) < 0.25, torch.ones_like(draw), draw)
-    earlier = torch.where(jump < 0.5, t + (1 - t) * more, t)
-    u = torch.rand(B, C, device=canvas.device)
-    u = u.masked_fill(pinned(canvas), 2.0)
-    noise = torch.randint(vocab, (2, B, C), device=canvas.device)
-    return torch.where(u < t, noise[0], canvas), torch.where(u < earlier, noise[1], canvas)
-
-
-def cross_entropy(logits: Tensor, canvas: Tensor, said: Tensor) -> Tensor:
-    """Mean over examples; an example of n tokens weighs sqrt(n), padding after it PAD_WEIGHT."""
-    loss = F.cross_entropy(logits.flatten(0, 1), canvas.flatten(), reduction="none")
-    real = torch.arange(canvas.shape[1], device=canvas.device) < said[:, None]
-    weight = torch.where(real, 1.0, PAD_WEIGHT) * said[:, None] ** -0.5
-    return (loss.view_as(weight) * weight).sum() / (len(canvas) * TYPICAL_WEIGHT)
-
-
-def loss_of(model: Miniature, batch: tuple[Tensor, ...], conditioned: bool) -> Tensor:
-    context, lengths, canvas, said = batch
-    noisy, noisier = corrupt(canvas, model.sizes.vocab)
-    cache, balance = model.encode(context)
-    belief = None
-    if conditioned:
-        with torch.no_grad():
-            clean = [(k.detach(), v.detach()) for k, v in cache]
-            logits, _ = model(noisier, lengths, clean, None)
-            belief = logits / (0.4 + 0.4 * torch.rand(len(logits), 1, 1, device=logits.device))
-    logits, more = model(noisy, lengths, cache, belief)
-    return cross_entropy(logits, canvas, said) + BALANCE_WEIGHT * (balance + more)
-
-
-def learning_rate(step: int, progress: float, peak: float) -> float:
-    """Linear warm-up over 300 steps, then a cosine to zero at the end of the time budget."""
-    return peak * min(1.0, (step + 1) / 300) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class State(NamedTuple):
     model: Miniature
     optimizer: torch.optim.Optimizer
     average: list[Tensor]
+    lr: Tensor
+    loss: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.loss.device
 
 
-def start(device: torch.device, lr: float) -> State:
+def start(device: torch.device) -> State:
     model = Miniature().to(device)
     model.dtype = torch.bfloat16
-    parameters = list(model.parameters())
+    parameters, gpu = list(model.parameters()), device.type == "cuda"
+    lr = torch.zeros((), device=device)
     optimizer = torch.optim.AdamW(
-        parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=device.type == "cuda"
+        parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=gpu, capturable=gpu
     )
-    return State(model, optimizer, [p.detach().clone() for p in parameters])
+    average = [p.detach().clone() for p in parameters]
+    return State(model, optimizer, average, lr, torch.zeros((), device=device))
 
 
-def train(state: State, batches, args: argparse.Namespace, began: float) -> int:
+def step(state: State, packed: Tensor, conditioned: bool) -> None:
+    """One optimizer step; nothing in it waits for the device."""
+    parameters = list(state.model.parameters())
+    loss = loss_of(state.model, unpack(packed), conditioned)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    state.optimizer.step()
+    with torch.no_grad():
+        torch._foreach_lerp_(state.average, parameters, 1 - AVERAGE)
+        state.loss.copy_(loss)
+    state.optimizer.zero_grad(set_to_none=True)
+
+
+Stepper = Callable[[np.ndarray, bool], None]
+
+
+def eager(state: State) -> Stepper:
+    """Steps run kernel by kernel."""
+
+    def run(packed: np.ndarray, conditioned: bool) -> None:
+        step(state, torch.from_numpy(packed).to(state.device), conditioned)
+
+    return run
+
+
+def captured(state: State, shrink: int) -> Stepper:
+    """Steps replayed from CUDA graphs, one for each batch shape and kind."""
+    # cuDNN plans every new shape for seconds; the other two attention kernels start at once
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    stream, pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+    inputs: dict[int, Tensor] = {}
+    graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+    for length, size in BUCKETS:
+        # any ids do for the rehearsal: the learning rate is still zero
+        packed = torch.ones(size // shrink, length + CANVAS + 2, dtype=torch.int16, device="cuda")
+        inputs[packed.shape[1]] = packed
+        for conditioned in (False, True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    step(state, packed, conditioned)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                step(state, packed, conditioned)
+            graphs[packed.shape[1], conditioned] = graph
+    torch.cuda.synchronize()
+
+    def run(packed: np.ndarray, conditioned: bool) -> None:
+        width = packed.shape[1]
+        inputs[width].copy_(torch.from_numpy(packed).pin_memory(), non_blocking=True)
+        graphs[width, conditioned].replay()
+
+    return run
+
+
+def learning_rate(count: int, progress: float, peak: float) -> float:
+    """Linear warm-up over 300 steps, then a cosine to zero at the end of the time budget."""
+    return peak * min(1.0, (count + 1) / 300) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def train(state: State, run: Stepper, batches: Iterator[np.ndarray], args, began: float) -> int:
     """Optimise until `args.minutes` after `began`; returns the number of steps."""
-    model, optimizer, average = state
-    parameters = list(model.parameters())
-    device, budget, coin = parameters[0].device, args.minutes * 60, random.Random(0)
-    bar, step, waited = tqdm(mininterval=5, unit="step"), 0, 0.0
-    while (progress := (time.monotonic() - began) / budget) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, progress, args.lr)
+    coin, bar = random.Random(args.seed), tqdm(mininterval=5, unit="step")
+    count, waited, saved = 0, 0.0, time.monotonic()
+    while (progress := (time.monotonic() - began) / (args.minutes * 60)) < 1:
+        state.lr.fill_(learning_rate(count, progress, args.lr))
         asked = time.monotonic()
-        batch = to_device(next(batches), device)
+        packed = next(batches)
         waited += time.monotonic() - asked
-        loss = loss_of(model, batch, coin.random() < 0.5)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(average, parameters, 1 - min(0.998, (step + 1) / (step + 10)))
-        step += 1
+        run(packed, coin.random() < 0.5)
+        count += 1
         bar.update()
-        if step % 100 == 0:
+        if count % 250 == 0:
             spent = time.monotonic() - began
-            tqdm.write(f"step {step} {spent:.0f}s (data {waited:.0f}s) loss {loss.item():.4f}")
-    return step
+            tqdm.write(f"{count} steps {spent:.0f}s (data {waited:.0f}s) loss {state.loss:.4f}")
+            if time.monotonic() - saved > 90:
+                save_checkpoint(state.model, args.out)
+                saved = time.monotonic()
+    bar.close()
+    return count
 
 
 def score(model: Miniature, count: int) -> dict:
@@ -152,6 +168,7 @@ def save_state(state: State, folder: Path) -> None:
     buffer = io.BytesIO()
     torch.save({"weights": state.model.state_dict(), "moments": moments}, buffer)
     data = buffer.getvalue()
+    folder.mkdir(parents=True, exist_ok=True)
     for i in range(0, len(data), PART):
         (folder / f"state.{i // PART}").write_bytes(data[i : i + PART])
 
@@ -171,44 +188,49 @@ def resume(state: State, folder: Path) -> None:
         }
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the miniature DiffusionGemma.")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--minutes", type=float, default=8.0, help="training time, compiling too")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--minutes", type=float, default=8.5, help="training time, from the start")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=12, help="processes that make examples")
     parser.add_argument("--shrink", type=int, default=1, help="divide the batch size (for a CPU)")
     parser.add_argument("--eval", type=int, default=200, help="held-out prompts at the end")
     parser.add_argument("--resume", type=Path, help="folder with state.* files to go on from")
     parser.add_argument("--state", type=Path, help="folder to save state.* files in")
-    parser.add_argument("--eager", action="store_true", help="do not compile")
-    args = parser.parse_args()
-    began = time.monotonic()
+    parser.add_argument("--eager", action="store_true", help="do not capture CUDA graphs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, began = arguments(), time.monotonic()
     batches = load(args.seed, args.workers, args.shrink)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    state = start(device, args.lr)
+    state = start(device)
+    save_checkpoint(state.model, args.out)
     if args.resume:
         resume(state, args.resume)
-    if not args.eager:
-        torch._dynamo.config.recompile_limit = 64
-        state.model.run = torch.compile(run_layer, dynamic=False)
-    steps = train(state, batches, args, began)
-    print(f"{steps} steps in {time.monotonic() - began:.0f} s")
-    if args.state:
-        save_state(state, args.state)
+    graphs = device.type == "cuda" and not args.eager
+    run = captured(state, args.shrink) if graphs else eager(state)
+    print(f"ready after {time.monotonic() - began:.0f} s")
+    count = train(state, run, batches, args, began)
+    raw = [p.detach().clone() for p in state.model.parameters()]
     for p, average in zip(state.model.parameters(), state.average, strict=True):
         p.data.copy_(average.bfloat16())
     save_checkpoint(state.model, args.out)
-    if args.eval:
-        state.model.run = run_layer
-        for dtype in (torch.bfloat16, torch.float32):
-            state.model.dtype = dtype
-            result = {"dtype": str(dtype), "steps": steps, **score(state.model, args.eval)}
-            for task in [*SCORED, "all"]:
-                print(f"{task:12s} {result['exact'].get(task, float('nan')):.3f}")
-            print(json.dumps(result))
+    print(f"{count} steps in {time.monotonic() - began:.0f} s")
+    for dtype in (torch.bfloat16, torch.float32) if args.eval else ():
+        state.model.dtype = dtype
+        result = {"dtype": str(dtype), "steps": count, **score(state.model, args.eval)}
+        for task in [*SCORED, "all"]:
+            print(f"{task:12s} {result['exact'].get(task, float('nan')):.3f}")
+        print(json.dumps(result))
+    if args.state:
+        for p, value in zip(state.model.parameters(), raw, strict=True):
+            p.data.copy_(value)
+        save_state(state, args.state)
 
 
 if __name__ == "__main__":
