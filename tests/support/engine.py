@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -59,3 +60,174 @@ def runner(llm):
 
 def scheduler(llm):
     return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+class Engines:
+    """Engines by their options, started once and kept for a whole session."""
+
+    def __init__(self, model):
+        self.model = model
+        self.stack = ExitStack()
+        self.started = {}
+
+    def __call__(self, **options):
+        key = repr(sorted(options.items()))
+        if key not in self.started:
+            self.started[key] = self.stack.enter_context(engine(self.model, **options))
+        return self.started[key]
+
+    def close(self):
+        self.stack.close()
+        self.started.clear()
+
+
+class Ask(NamedTuple):
+    """One request; options are those of ``SamplingParams``."""
+
+    prompt: list[int]
+    options: dict
+
+
+def ask(prompt, *, ignore_eos=True, **options):
+    return Ask(list(prompt), dict(options, ignore_eos=ignore_eos, detokenize=False))
+
+
+def serve(llm, asks, between=None, *, rest=True):
+    """Run requests to their end; the outputs, in the order of ``asks``.
+
+    between: called as ``between(step, outputs so far)`` after every engine step; it may abort
+    requests (named "0", "1", ... by their place in asks) or do anything else to the engine.
+    rest: the engine must have nothing left over.
+    """
+    from vllm import SamplingParams
+
+    core = llm.llm_engine
+    for i, one in enumerate(asks):
+        core.add_request(str(i), {"prompt_token_ids": one.prompt}, SamplingParams(**one.options))
+    outputs, step = {}, 0
+    while core.has_unfinished_requests():
+        for output in core.step():
+            outputs[output.request_id] = output
+        if between is not None:
+            between(step, outputs)
+        step += 1
+        assert step < 3000, "the engine makes no progress"
+    if rest:
+        at_rest(llm)
+    return [outputs.get(str(i)) for i in range(len(asks))]
+
+
+def texts(outputs):
+    """Token ids of each output's first completion."""
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def at_rest(llm):
+    """Let steps in flight come back, then: no request, no slot and no KV block is in use."""
+    core = llm.llm_engine.engine_core.engine_core
+    for _ in range(10):
+        if core.scheduler.has_requests() or core.batch_queue:
+            core.step_fn()
+    found = scheduler(llm)
+    assert not found.requests and not found.running and not found.waiting
+    assert found.kv_cache_manager.usage == 0
+    assert not core.batch_queue
+    states = runner(llm).req_states
+    assert len(states.free_indices) == states.max_num_reqs, states.req_id_to_index
+
+
+def forget(llm):
+    """Empty the prefix cache."""
+    assert llm.llm_engine.reset_prefix_cache()
+
+
+@contextmanager
+def squeezed(llm, blocks):
+    """Leave only so many KV blocks free, and tell of the preemptions: yields their request ids.
+
+    Call ``serve`` with ``rest=False`` inside: the other blocks are in use.
+    """
+    found = scheduler(llm)
+    pool = found.kv_cache_manager.block_pool
+    taken = pool.get_new_blocks(pool.get_num_free_blocks() - blocks)
+    preempted, original = [], type(found)._preempt_request
+
+    def preempt(request, *args, **kwargs):
+        preempted.append(request.request_id)
+        return original(found, request, *args, **kwargs)
+
+    found._preempt_request = preempt
+    try:
+        yield preempted
+    finally:
+        del found._preempt_request
+        pool.free_blocks(taken)
+    at_rest(llm)
+
+
+@contextmanager
+def chunked(llm, tokens):
+    """Prefill no more than so many tokens of a prompt at a time, even of one that is alone."""
+    found = scheduler(llm)
+    config, schedule, count = found.scheduler_config, found.schedule, found.get_request_counts
+    before = config.long_prefill_token_threshold
+
+    def schedule_as_if_not_alone(*args, **kwargs):
+        found.get_request_counts = lambda: (count()[0] + 1, count()[1])
+        try:
+            return schedule(*args, **kwargs)
+        finally:
+            del found.get_request_counts
+
+    config.long_prefill_token_threshold = tokens
+    found.schedule = schedule_as_if_not_alone
+    try:
+        yield
+    finally:
+        config.long_prefill_token_threshold = before
+        del found.schedule
+
+
+class Forward(NamedTuple):
+    """One request's part of a forward: what it was on the device, its rows, what it gave out."""
+
+    kind: str
+    start: int
+    rows: int
+    emitted: int
+
+
+class Forwards:
+    """What every forward did, seen from the sampler: log[i] is request id -> Forward."""
+
+    def __init__(self, monkeypatch):
+        from diffusiongemma_vllm.runner.sampler import DiffusionSampler
+
+        self.log = []
+        original = DiffusionSampler.__call__
+
+        def call(sampler, hidden, batch):
+            count = batch.num_reqs
+            phases = sampler.state.phase[batch.idx_mapping[:count]].tolist()
+            ends = batch.seq_lens[:count].tolist()
+            out = original(sampler, hidden, batch)
+            if not batch.req_ids[0].startswith("_warmup"):
+                emitted = out.num_sampled.tolist()
+                self.log.append({
+                    name.rsplit("-", 1)[0]: Forward("PDC"[phase], end - int(rows), int(rows), got)
+                    for name, phase, end, rows, got in zip(
+                        batch.req_ids, phases, ends, batch.num_scheduled_tokens, emitted,
+                        strict=True,
+                    )
+                })
+            return out
+
+        monkeypatch.setattr(DiffusionSampler, "__call__", call)
+
+    def of(self, name):
+        """The forwards of one request."""
+        return [step[name] for step in self.log if name in step]
+
+    def kinds(self, name):
+        """P prefill, D denoise, C commit; e.g. ``PDDDDCDDDD``"""
+        return "".join(forward.kind for forward in self.of(name))

@@ -69,8 +69,7 @@ class Teacher:
         from diffusiongemma_vllm.runner import sampler as module
         from diffusiongemma_vllm.state import SlotState, StepResult
 
-        self.lessons = lessons  # seed -> Lesson
-        self.said = {seed: {} for seed in lessons}
+        self.teach(lessons)
         self.softcap = None
         teacher = self
 
@@ -142,6 +141,11 @@ class Teacher:
         monkeypatch.setattr(module.DiffusionSampler, "_denoise", forced_denoise)
         monkeypatch.setattr(SlotState, "apply", forced_apply)
         monkeypatch.setattr(SlotState, "begin", forced_begin)
+
+    def teach(self, lessons):
+        """Go on with these lessons (seed -> Lesson), and forget what was said of earlier ones."""
+        self.lessons = lessons
+        self.said = {seed: {} for seed in lessons}
 
     def origin(self, known):
         return len(known.prompt)

@@ -1,0 +1,76 @@
+"""One random checkpoint, its reference and the engines that serve it, for the whole session."""
+
+import pytest
+import torch
+from engine import Engines
+from random_checkpoint import build
+from teacher import lesson
+
+STEPS = 4
+LIMIT = 1024
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("random"))
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint):
+    from transformers import DiffusionGemmaForBlockDiffusion
+
+    return DiffusionGemmaForBlockDiffusion.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def engines(checkpoint):
+    pool = Engines(checkpoint)
+    yield pool
+    pool.close()
+
+
+def start(engines, **options):
+    """Canvases of 32 tokens that take 4 steps: a random checkpoint does not settle by itself."""
+    return engines(
+        max_model_len=LIMIT, block_size=16,
+        override_generation_config={"max_denoising_steps": STEPS}, **options,
+    )
+
+
+@pytest.fixture(scope="session", params=["sync", "async"])
+def mode(request):
+    return request.param
+
+
+@pytest.fixture
+def llm(engines, mode):
+    """An engine at rest with an empty prefix cache, sync and async."""
+    from engine import at_rest, forget
+
+    llm = start(engines, async_scheduling=mode == "async")
+    at_rest(llm)
+    forget(llm)
+    return llm
+
+
+@pytest.fixture(scope="session")
+def sync_llm(engines):
+    return start(engines, async_scheduling=False)
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(tokens):
+        return torch.randint(3, 500, (tokens,), generator=generator).tolist()
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def lessons(reference, prompts):
+    """seed -> Lesson for prompts of 20, 70 and 150 tokens."""
+    return {n: lesson(reference, prompts(n), seed=n) for n in (20, 70, 150)}
