@@ -10,7 +10,8 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from diffusiongemma_vllm import compat
+from diffusiongemma_vllm import checkpoint, compat
+from diffusiongemma_vllm.config import denoise_config
 
 logger = init_logger("vllm.diffusiongemma")
 
@@ -30,7 +31,8 @@ class DiffusionGemmaConfig:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """The model config is right as it is."""
+        """Raises ValueError for a file of the checkpoint that cannot be served, with the fix."""
+        checkpoint.check(model_config, compat.asked().get("load_format"))
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
@@ -38,6 +40,7 @@ class DiffusionGemmaConfig:
         asked = compat.asked()
         _refuse(vllm_config, asked)
         canvas = _canvas(vllm_config)
+        _check_sampler(vllm_config, canvas)
         _attention(vllm_config)
         _budget(vllm_config, asked, canvas)
         _graphs(vllm_config, asked, canvas)
@@ -90,6 +93,16 @@ def _canvas(vllm_config: Any) -> int:
     if steps is not None and steps < 1:
         raise ValueError(f"--diffusion-config max_denoising_steps must be 1 or more, got {steps}")
     return asked
+
+
+def _check_sampler(vllm_config: Any, canvas: int) -> None:
+    """The sampler's settings are checked before the weights are loaded."""
+    model = vllm_config.model_config
+    denoise_config(
+        checkpoint.generation_config(model), canvas_length=canvas,
+        vocab_size=model.get_vocab_size(),
+        max_steps=vllm_config.diffusion_config.max_denoising_steps,
+    )
 
 
 def _attention(vllm_config: Any) -> None:
