@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from diffusiongemma_vllm.model.attention import GLOBAL
 from diffusiongemma_vllm.model.moe import TorchExperts
-from diffusiongemma_vllm.model.weights import Target, target
+from diffusiongemma_vllm.model.weights import Shard, Target, source, target
 
 FUSED = ("gate_up_proj", "down_proj")
 SHOWN = 8
+
+Key = tuple[str, Shard]  # a parameter of ours, and the part of it
 
 
 def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -28,98 +31,101 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
     """
     shared_kv = frozenset(i for i, kind in enumerate(config.layer_types) if kind == GLOBAL)
     places = dict(model.named_parameters()) | dict(model.named_buffers())
-    expected = _expected(model)
+    modules = dict(model.named_modules())
+    expected = _expected(model, modules)
     unknown, wrong = [], []
-    filled: set[str] = set()
+    filled: set[Key] = set()
     for name, tensor in weights:
         place = target(name, shared_kv)
-        if place is not None and place.expert is not None:
-            try:
-                done = _load_experts(model, place, tensor)
-            except _Mismatch as error:
-                wrong.append(f"{name} {error}")
-                continue
-        elif place is not None and place.parameter in places:
-            done = _load_one(places[place.parameter], place, tensor)
-            if done is None:
-                shape = tuple(places[place.parameter].shape)
-                wrong.append(f"{name} {tuple(tensor.shape)} does not fit {shape}")
-                continue
-        else:
-            done = set()
+        done: set[Key] = set()
+        try:
+            if place is None:
+                pass
+            elif place.expert is not None and place.parameter in modules:
+                done = _load_experts(modules[place.parameter], place, tensor)
+            elif (place.parameter, place.shards[0]) in expected:
+                shape = expected[place.parameter, place.shards[0]]
+                done = _load_one(places[place.parameter], place, tensor, shape)
+        except _Mismatch as error:
+            wrong.append(f"{name} {tuple(tensor.shape)} does not fit {error}")
+            continue
         if not done:
             unknown.append(f"{name} {tuple(tensor.shape)}")
         filled |= done
-    missing = [f"{name} {expected[name]}" for name in sorted(expected.keys() - filled)]
+    missing = {
+        f"{source(*key, shared_kv)} {shape}" for key, shape in expected.items() if key not in filled
+    }
     _complain("does not fit config.json", wrong)
     _complain("has no place in this architecture", unknown)
-    _complain("is missing from the checkpoint", missing)
-    for layer in model.model.layers:
+    _complain("is missing from the checkpoint", sorted(missing))
+    layers: Any = model.get_submodule("model.layers")
+    for layer in layers:
         layer.scalars_differ = bool(
             not layer.encoder_scalar.is_meta
             and not torch.equal(layer.encoder_scalar, layer.decoder_scalar)
         )
-    return {name.rpartition("#")[0] or name for name in filled}
+    return {name for name, _ in filled}
 
 
 class _Mismatch(ValueError):
-    pass
+    """Says the shape that would fit."""
 
 
-def _expected(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _expected(model: nn.Module, modules: dict[str, nn.Module]) -> dict[Key, tuple[int, ...]]:
     """Every parameter and persistent buffer, stacked ones once a shard, with its shape.
 
     The shards of quantised experts are counted by vLLM's own loader.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[Key, tuple[int, ...]] = {}
     state = model.state_dict(keep_vars=True)
     for name, place in state.items():
         if name.startswith("lm_head.") or ".attn." in name:
             continue
+        shape = tuple(place.shape)
+        owner = modules[name.rpartition(".")[0]]
         if "qkv_proj" in name:
-            shards: tuple[Any, ...] = ("q", "k", "v")
+            shards: tuple[Shard, ...] = ("q", "k", "v")
         elif "gate_up_proj" in name and ".experts." not in name:
             shards = (0, 1)
         else:
             shards = (None,)
-        for shard in shards:
-            shapes[_key(name, shard)] = tuple(place.shape)
+            if isinstance(owner, VocabParallelEmbedding):  # its rows are padded
+                shape = (owner.org_vocab_size, *shape[1:])
+        rows = getattr(owner, "output_sizes", ())
+        for i, shard in enumerate(shards):
+            part = len(shards) > 1 and sum(rows) == shape[0]
+            shapes[name, shard] = (rows[i], *shape[1:]) if part else shape
     return shapes
 
 
-def _key(name: str, shard: Any) -> str:
-    return name if shard is None else f"{name}#{shard}"
-
-
-def _load_one(place: Tensor, goal: Target, tensor: Tensor) -> set[str] | None:
-    """The keys filled, or None where the shapes differ."""
-    loader = getattr(place, "weight_loader", default_weight_loader)
+def _load_one(place: Tensor, goal: Target, tensor: Tensor, shape: tuple[int, ...]) -> set[Key]:
+    """Raises _Mismatch where the shapes differ."""
+    loader: Callable[..., None] = getattr(place, "weight_loader", default_weight_loader)
     for shard in goal.shards:
         try:
             if shard is None:
-                if loader is default_weight_loader and place.shape != tensor.shape:
-                    return None
+                if tensor.shape != shape and not place.numel() == tensor.numel() == 1:
+                    raise _Mismatch(shape)
                 loader(place, tensor)
             else:
                 loader(place, tensor, shard)
         except (AssertionError, RuntimeError):
-            return None
-    return {_key(goal.parameter, shard) for shard in goal.shards}
+            raise _Mismatch(shape) from None
+    return {(goal.parameter, shard) for shard in goal.shards}
 
 
-def _load_experts(model: nn.Module, goal: Target, tensor: Tensor) -> set[str]:
-    experts = model.get_submodule(goal.parameter)
+def _load_experts(experts: Any, goal: Target, tensor: Tensor) -> set[Key]:
     name = goal.expert or ""
     if isinstance(experts, TorchExperts):
         if name not in FUSED:
             return set()
         place = getattr(experts, name)
         if place.shape != tensor.shape:
-            raise _Mismatch(f"{tuple(tensor.shape)} does not fit {tuple(place.shape)}")
+            raise _Mismatch(tuple(place.shape))
         place.data.copy_(tensor)
-        return {f"{goal.parameter}.{name}"}
+        return {(f"{goal.parameter}.{name}", None)}
     loaded = experts.load_weights([(name, tensor)])
-    return {f"{goal.parameter}.{leaf}" for leaf in loaded}
+    return {(f"{goal.parameter}.{leaf}", None) for leaf in loaded}
 
 
 def _complain(what: str, tensors: list[str]) -> None:

@@ -60,7 +60,7 @@ def _self_conditioning(module: str, leaf: str) -> Target:
     return Target(f"{root}.mlp.{module}.{leaf}")
 
 
-def _layer(index: int, rest: str, shared_kv: frozenset[int]) -> Target:
+def _layer(index: int, rest: str, shared_kv: frozenset[int]) -> Target | None:
     root = f"model.layers.{index}"
     if rest == "layer_scalar":
         return Target(f"{root}.decoder_scalar")
@@ -68,9 +68,32 @@ def _layer(index: int, rest: str, shared_kv: frozenset[int]) -> Target:
         return Target(f"{root}.experts", expert=rest.removeprefix("experts."))
     if match := ATTENTION.fullmatch(rest):
         shards: tuple[Shard, ...] = (match[1],)
-        if index in shared_kv and match[1] == "k":
-            shards = ("k", "v")
+        if index in shared_kv:
+            if match[1] == "v":
+                return None
+            shards = ("k", "v") if match[1] == "k" else shards
         return Target(f"{root}.self_attn.qkv_proj.{match[2]}", shards)
     if match := MLP.fullmatch(rest):
         return Target(f"{root}.mlp.gate_up_proj.{match[2]}", (GATE_UP[match[1]],))
     return Target(f"{root}.{rest}")
+
+
+def source(parameter: str, shard: Shard, shared_kv: frozenset[int]) -> str:
+    """The checkpoint's name for (a part of) a parameter: what ``target`` leads back from."""
+    for theirs, ours in VISION.items():
+        if parameter.startswith(ours):
+            return theirs + parameter.removeprefix(ours)
+    name = parameter.replace("model.", "model.decoder.", 1)
+    if name.endswith(".encoder_scalar"):
+        layer = name.removesuffix(".encoder_scalar").removeprefix("model.decoder.")
+        return f"model.encoder.language_model.{layer}.layer_scalar"
+    name = name.replace(".decoder_scalar", ".layer_scalar")
+    if name.startswith("model.decoder.self_conditioning."):
+        name = name.replace(".mlp.", ".")
+    if shard is None:
+        return name
+    if "gate_up_proj" in name:
+        return name.replace("gate_up_proj", "up_proj" if shard else "gate_proj")
+    index = int(name.split(".")[3])
+    letter = "k" if shard == "v" and index in shared_kv else shard
+    return name.replace("qkv_proj", f"{letter}_proj")
