@@ -1,0 +1,26 @@
+"""What every test may count on.  The variables have to be set before vLLM is imported."""
+
+import os
+
+import pytest
+from engine import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A random fp32 checkpoint of three layers, the last of them full.  Read only."""
+    from random_checkpoint import build
+
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    folder = tmp_path_factory.mktemp("checkpoint") / "random"
+    return build(folder, num_hidden_layers=3, layer_types=kinds)
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path):
+    """A copy of ``checkpoint`` that a test may damage."""
+    import shutil
+
+    return shutil.copytree(checkpoint, tmp_path / "copy")

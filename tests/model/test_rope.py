@@ -1,0 +1,63 @@
+"""Rotary positions, and the pairs of channels of full layers that stand still."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diffusiongemma_vllm.model.rope import Rope, inverse_frequencies, rotate
+
+KINDS = ["sliding_attention", "full_attention"]
+PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frequencies_are_the_references(ours, theirs, kind):
+    want = getattr(theirs.model.decoder.rotary_emb, f"{kind}_inv_freq")
+    assert torch.equal(ours.model.rope[kind].frequencies, want)
+
+
+def test_proportional_turns_the_first_quarter():
+    frequencies = inverse_frequencies(PROPORTIONAL, 512)
+    assert frequencies.shape == (256,)
+    assert (frequencies[:64] > 0).all() and (frequencies[64:] == 0).all()
+    assert frequencies[0] == 1.0
+    # The exponents run over the whole head, not over the quarter that turns.
+    assert_close(frequencies[63], torch.tensor(1e6 ** -(126 / 512)))
+
+
+def test_an_unknown_type_is_refused():
+    with pytest.raises(ValueError, match="config.json has 'yarn'"):
+        inverse_frequencies({"rope_type": "yarn", "rope_theta": 1e4}, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_angles_are_the_references_to_the_last_position(ours, theirs, kind):
+    positions = torch.tensor([0, 1, 255, 262142, 262143])
+    angles = ours.model.rope[kind](positions, torch.float32)
+    cos, sin = theirs.model.decoder.rotary_emb(torch.empty(0), positions[None], kind)
+    half = cos.shape[-1] // 2
+    assert torch.equal(angles, torch.cat([cos[0, :, :half], sin[0, :, :half]], dim=-1))
+
+
+def test_a_quarter_turn_by_hand():
+    """Channels 0 and 2 pair up, and 1 and 3: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    quarter = math.pi / 2
+    angles = torch.tensor([[math.cos(quarter), 1.0, math.sin(quarter), 0.0]])
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    q, k = rotate(x, 2 * x, angles, 4)
+    assert_close(q, torch.tensor([[-3.0, 2.0, 1.0, 4.0]]))
+    assert_close(k, 2 * q)
+
+
+def test_rotation_depends_on_the_distance_alone():
+    rope = Rope({"rope_type": "default", "rope_theta": 1e4}, 16)
+    q, k = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0)).double()
+
+    def score(i, j):
+        turned, _ = rotate(q, q, rope(torch.tensor([i]), torch.float64), 16)
+        other, _ = rotate(k, k, rope(torch.tensor([j]), torch.float64), 16)
+        return (turned * other).sum()
+
+    assert_close(score(7, 3), score(104, 100), rtol=1e-5, atol=1e-5)
