@@ -91,25 +91,22 @@ def _expected(model: nn.Module, modules: dict[str, nn.Module]) -> dict[Key, tupl
             shards = (None,)
             if isinstance(owner, VocabParallelEmbedding):  # its rows are padded
                 shape = (owner.org_vocab_size, *shape[1:])
-        rows = getattr(owner, "output_sizes", ())
+        rows: Any = owner.output_sizes if len(shards) > 1 else shape[:1]
         for i, shard in enumerate(shards):
-            part = len(shards) > 1 and sum(rows) == shape[0]
-            shapes[name, shard] = (rows[i], *shape[1:]) if part else shape
+            share = tuple(n * rows[i] // sum(rows) for n in shape[:1])
+            shapes[name, shard] = share + shape[1:]
     return shapes
 
 
 def _load_one(place: Tensor, goal: Target, tensor: Tensor, shape: tuple[int, ...]) -> set[Key]:
-    """Raises _Mismatch where the shapes differ."""
+    """Raises _Mismatch where the shapes differ: vLLM's loaders would cut what is too large."""
+    if tensor.shape != shape and tensor.dim():
+        raise _Mismatch(shape)
     loader: Callable[..., None] = getattr(place, "weight_loader", default_weight_loader)
     for shard in goal.shards:
         try:
-            if shard is None:
-                if tensor.shape != shape and not place.numel() == tensor.numel() == 1:
-                    raise _Mismatch(shape)
-                loader(place, tensor)
-            else:
-                loader(place, tensor, shard)
-        except (AssertionError, RuntimeError):
+            loader(place, tensor, *(() if shard is None else (shard,)))
+        except (AssertionError, RuntimeError, IndexError):
             raise _Mismatch(shape) from None
     return {(goal.parameter, shard) for shard in goal.shards}
 

@@ -62,6 +62,8 @@ def _self_conditioning(module: str, leaf: str) -> Target:
 
 def _layer(index: int, rest: str, shared_kv: frozenset[int]) -> Target | None:
     root = f"model.layers.{index}"
+    if rest in ("encoder_scalar", "decoder_scalar"):
+        return None  # our names, not the checkpoint's
     if rest == "layer_scalar":
         return Target(f"{root}.decoder_scalar")
     if rest.startswith("experts."):
