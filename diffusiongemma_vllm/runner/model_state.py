@@ -30,7 +30,9 @@ class DiffusionGemmaModelState(ModelState):
         diffusion = vllm_config.diffusion_config
         hidden = self.model_config.hf_text_config.hidden_size
         self.config = denoise_config(
-            self.model_config.try_get_generation_config(),
+            # vLLM merges what --override-generation-config gives for sampling parameters alone.
+            self.model_config.try_get_generation_config()
+            | self.model_config.override_generation_config,
             canvas_length=diffusion.canvas_length,
             vocab_size=self.model_config.get_vocab_size(),
             max_steps=diffusion.max_denoising_steps,
