@@ -1,0 +1,153 @@
+"""Which requests are let in, and what a refused one is told."""
+
+from types import SimpleNamespace
+
+import pytest
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+from vllm.plugins import load_general_plugins
+from vllm.sampling_params import StructuredOutputsParams
+
+from diffusiongemma_vllm.compat import ARCHITECTURE
+from diffusiongemma_vllm.runner.admission import check
+
+load_general_plugins()
+OURS = SimpleNamespace(architectures=[ARCHITECTURE], is_diffusion=True)
+OTHER_DIFFUSION = SimpleNamespace(architectures=["OtherDiffusion"], is_diffusion=True)
+ORDINARY = SimpleNamespace(architectures=["LlamaForCausalLM"], is_diffusion=False)
+
+REFUSED = {
+    "min_p": 0.1,
+    "min_tokens": 3,
+    "logit_bias": {5: 1.0},
+    "bad_words": ["x"],
+    "allowed_token_ids": [1, 2],
+    "presence_penalty": 0.5,
+    "frequency_penalty": -0.5,
+    "repetition_penalty": 1.1,
+    "logprobs": 0,
+    "logprob_token_ids": [4],
+    "prompt_logprobs": 1,
+    "prompt_logprob_token_ids": [4],
+    "thinking_token_budget": 10,
+    "structured_outputs": StructuredOutputsParams(regex="a+"),
+    "trace_decode_token_ids": [1, 2],
+}
+SERVED = {
+    "temperature": [0.0, 0.5, 1.0, 2.0], "top_k": [-1, 0, 1, 40], "top_p": [0.1, 1.0],
+    "seed": [0, 7, 2**62], "n": [2], "max_tokens": [1, 1000, None], "stop": ["x", ["x", "y"]],
+    "stop_token_ids": [[1, 2]], "ignore_eos": [True], "include_stop_str_in_output": [True],
+    "skip_special_tokens": [False], "spaces_between_special_tokens": [False],
+    "detokenize": [False], "skip_reading_prefix_cache": [True], "extra_args": [{"mine": 1}],
+}
+# Of no effect on which tokens come out, or only together with an option that is refused.
+ELSEWHERE = {
+    "output_kind", "stream_interval", "skip_clone", "output_text_buffer_length", "flat_logprobs",
+    "prompt_logprob_start", "routed_experts_prompt_start", "repetition_detection",
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_an_option_that_cannot_be_honoured_is_refused(option):
+    with pytest.raises(VLLMValidationError) as error:
+        check(SamplingParams(**{option: REFUSED[option]}))
+    message = str(error.value)
+    assert f"does not support {option}" in message
+    assert "Drop them from the request; temperature, top_k" in message
+    assert error.value.parameter.startswith(option)
+
+
+def test_every_option_is_named():
+    with pytest.raises(VLLMValidationError, match="min_p, logprobs, diffusion_steps:"):
+        check(SamplingParams(min_p=0.1, logprobs=2, extra_args={"diffusion_steps": 3}))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [(name, value) for name, values in SERVED.items() for value in values]
+)
+def test_an_option_that_is_honoured_is_let_in(option, value):
+    check(SamplingParams(**{option: value}))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.xfail(strict=True, reason="neither refused nor served")
+            if name == "watermarking" else (),
+        )
+        for name in SamplingParams.__struct_fields__ if not name.startswith("_")
+    ],
+)
+def test_every_option_of_this_vllm_is_accounted_for(option):
+    """A new option must be served or refused, not ignored."""
+    assert option in REFUSED or option in SERVED or option in ELSEWHERE
+
+
+def test_vllms_own_refusal_is_replaced_for_ours():
+    SamplingParams(temperature=0.3, seed=5)._validate_diffusion(OURS)
+    with pytest.raises(VLLMValidationError, match="DiffusionGemma does not support min_p"):
+        SamplingParams(min_p=0.2)._validate_diffusion(OURS)
+    constrained = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a"))
+    with pytest.raises(VLLMValidationError, match=r"structured_outputs \(response_format\)"):
+        constrained._validate_structured_outputs(OURS, None, None)
+
+
+def test_other_models_get_vllms_own_checks():
+    """The patch hands over at once: same calls, same words."""
+    params = SamplingParams(temperature=0.3, min_p=0.2)
+    params._validate_diffusion(ORDINARY)
+    original = SamplingParams._validate_diffusion.__wrapped__
+    messages = []
+    for validate in (SamplingParams._validate_diffusion, original):
+        with pytest.raises(VLLMValidationError) as error:
+            validate(params, OTHER_DIFFUSION)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1] and "DiffusionGemma" not in messages[0]
+
+
+@pytest.mark.parametrize("name", ["_validate_diffusion", "_validate_structured_outputs"])
+def test_the_patch_calls_through_with_the_same_arguments(name):
+    """Seen from inside: the wrapped function gets exactly what the caller gave."""
+    patched = getattr(SamplingParams, name)
+    calls = []
+
+    def original(*args, **kwargs):
+        calls.append((args, kwargs))
+
+    index = next(
+        i for i, cell in enumerate(patched.__closure__) if cell.cell_contents is patched.__wrapped__
+    )
+    cell = patched.__closure__[index]
+    kept = cell.cell_contents
+    cell.cell_contents = original
+    try:
+        patched("self", ORDINARY, "a", key="b")
+    finally:
+        cell.cell_contents = kept
+    assert calls == [(("self", ORDINARY, "a"), {"key": "b"})]
+
+
+@pytest.mark.parametrize(
+    ("model", "seed", "temperature", "drawn"),
+    [
+        (OURS, None, 1.0, True), (OURS, 5, 1.0, False), (OURS, None, 0.0, True),
+        (ORDINARY, None, 1.0, False), (OTHER_DIFFUSION, None, 1.0, False),
+    ],
+)
+def test_only_ours_draw_a_seed(monkeypatch, model, seed, temperature, drawn):
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    patched = InputProcessor.process_inputs
+    cell = next(c for c in patched.__closure__ if c.cell_contents is patched.__wrapped__)
+    kept = cell.cell_contents
+    params = SamplingParams(seed=seed, temperature=temperature)
+    cell.cell_contents = lambda self, *a, **k: SimpleNamespace(sampling_params=params)
+    try:
+        request = patched(SimpleNamespace(model_config=model))
+    finally:
+        cell.cell_contents = kept
+    assert (request.sampling_params.seed != seed) == drawn
+    if temperature == 0.0:
+        assert request.sampling_params.seed == 0
