@@ -196,6 +196,7 @@ def test_vllms_config_hook_is_replaced_and_still_called():
 def test_the_switch_of_the_rust_front_end_exists(monkeypatch):
     from vllm import envs
 
+    envs.disable_envs_cache()  # an engine in this process has turned it on
     assert not compat.rust_frontend()
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     assert envs.VLLM_USE_RUST_FRONTEND and compat.rust_frontend()

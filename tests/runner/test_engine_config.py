@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from modules import edit_json, engine_config
+from vllm import envs
 
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.runner import engine_config as module
@@ -152,6 +153,7 @@ def test_what_cannot_be_served_is_refused_with_the_fix(configure, options, sente
 
 
 def test_the_rust_front_end_is_refused(configure, monkeypatch):
+    envs.disable_envs_cache()  # an engine in this process has turned it on
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     with pytest.raises(ValueError, match="VLLM_USE_RUST_FRONTEND bypasses .* unset it"):
         configure()
