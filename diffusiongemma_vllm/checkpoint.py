@@ -120,7 +120,7 @@ def _check_layers(path: Path | str, text: Mapping[str, Any]) -> None:
         raise _wrong(path, f"layer_types must be a list of {SLIDING!r} and {FULL!r}", kinds)
     if len(kinds) != count:
         wanted = f"layer_types must name num_hidden_layers = {count} layers"
-        raise _wrong(path, wanted, f"{len(kinds)} names")
+        raise _wrong(path, wanted, len(kinds))
     if kinds[-1] != FULL:
         raise _wrong(path, f"the last of layer_types must be {FULL!r}", kinds[-1])
 
