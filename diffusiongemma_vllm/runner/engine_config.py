@@ -120,6 +120,11 @@ def _attention(vllm_config: Any) -> None:
 def _budget(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
     """A step holds a canvas for every request, so that none is ever cut."""
     scheduler = vllm_config.scheduler_config
+    if 0 < scheduler.long_prefill_token_threshold < canvas:
+        raise ValueError(
+            f"--long-prefill-token-threshold would cut canvases of {canvas} tokens: it must be 0 "
+            f"or at least {canvas}, got {scheduler.long_prefill_token_threshold}"
+        )
     if "max_num_seqs" not in asked:
         scheduler.max_num_seqs = min(scheduler.max_num_seqs, DEFAULT_REQUESTS)
     if "max_num_batched_tokens" in asked:
