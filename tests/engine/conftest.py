@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engine import Engines
+from engine import Engines, at_rest, forget
 from random_checkpoint import build
 from teacher import lesson
 
@@ -31,12 +31,17 @@ def engines(checkpoint):
     pool.close()
 
 
-def start(engines, **options):
+@pytest.fixture(scope="session")
+def main(engines):
     """Canvases of 32 tokens that take 4 steps: a random checkpoint does not settle by itself."""
-    return engines(
-        max_model_len=LIMIT, block_size=16,
-        override_generation_config={"max_denoising_steps": STEPS}, **options,
-    )
+
+    def start(*, async_scheduling):
+        return engines(
+            max_model_len=LIMIT, block_size=16, async_scheduling=async_scheduling,
+            override_generation_config={"max_denoising_steps": STEPS},
+        )
+
+    return start
 
 
 @pytest.fixture(scope="session", params=["sync", "async"])
@@ -45,19 +50,22 @@ def mode(request):
 
 
 @pytest.fixture
-def llm(engines, mode):
+def llm(main, mode):
     """An engine at rest with an empty prefix cache, sync and async."""
-    from engine import at_rest, forget
-
-    llm = start(engines, async_scheduling=mode == "async")
+    llm = main(async_scheduling=mode == "async")
     at_rest(llm)
     forget(llm)
     return llm
 
 
-@pytest.fixture(scope="session")
-def sync_llm(engines):
-    return start(engines, async_scheduling=False)
+@pytest.fixture
+def sync_llm(main):
+    return main(async_scheduling=False)
+
+
+@pytest.fixture
+def async_llm(main):
+    return main(async_scheduling=True)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,9 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    # Threads that spin while they wait, pinned, make engines beside each other 20 times slower.
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
 
@@ -111,7 +114,7 @@ def serve(llm, asks, between=None, *, rest=True):
         if between is not None:
             between(step, outputs)
         step += 1
-        assert step < 3000, "the engine makes no progress"
+        assert step < 500, "the engine makes no progress"
     if rest:
         at_rest(llm)
     return [outputs.get(str(i)) for i in range(len(asks))]

@@ -18,8 +18,11 @@ class Lesson:
     logits: list[list[torch.Tensor]] = field(default_factory=list)
 
 
-def lesson(model, prompt, *, canvases=3, steps=4, seed=0, start=0):
-    """Run transformers' model on random canvases.  start: position of the prompt's first token."""
+def lesson(model, prompt, *, canvases=3, steps=4, seed=0, start=0, edit=None):
+    """Run transformers' model on random canvases.
+
+    start: position of the prompt's first token.  edit: may change the texts to commit in place.
+    """
     from transformers import DynamicCache
 
     generator = torch.Generator().manual_seed(seed)
@@ -30,6 +33,8 @@ def lesson(model, prompt, *, canvases=3, steps=4, seed=0, start=0):
 
     result = Lesson(prompt, [[draw() for _ in range(steps)] for _ in range(canvases)],
                     [draw() for _ in range(canvases)])
+    if edit is not None:
+        edit(result.text)
     cache = DynamicCache(config=model.config.text_config)
     pending, position = torch.tensor([prompt]), start
     decoder = model.model.decoder
