@@ -42,6 +42,22 @@ class CanvasScheduler(Scheduler):
         if len(request.spec_token_ids) > width:
             request.spec_token_ids = request.spec_token_ids[:width]
 
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        self.disown(request)
+        super()._preempt_request(request, *args, **kwargs)
+
+    def disown(self, request: Request) -> None:
+        """Take pages of ``request`` that no forward computes out of the prefix cache.
+
+        vLLM enters a page when it schedules it; by priority the request may then lose its place
+        in that very step.
+        """
+        for manager in self.kv_cache_manager.coordinator.single_type_managers:
+            computed = request.num_computed_tokens // manager.block_size
+            entered = manager.num_cached_block.get(request.request_id, 0)
+            pages = manager.req_to_blocks[request.request_id][computed:entered]
+            self.kv_cache_manager.evict_blocks({page.block_id for page in pages})
+
     def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
         """A request whose last canvas is not committed commits before it drafts again."""
         super().update_draft_token_ids(draft_token_ids)
