@@ -1,7 +1,7 @@
 """When text goes out, when its keys are committed, and what a request leaves behind."""
 
 import pytest
-from engine import Forwards, ask, scheduler, serve, squeezed, texts
+from engine import Forwards, ask, forget, scheduler, serve, squeezed, texts
 
 pytestmark = pytest.mark.engine
 
@@ -161,6 +161,39 @@ def test_preemption_in_mid_canvas_begins_it_again(llm, prompts, forwards):
             found._preempt_request(request, 0.0)
 
     assert texts(serve(llm, [one], preempt)) == expected
+
+
+def test_a_commit_preempted_in_its_own_step_leaves_no_keys(sync_llm, prompts, monkeypatch):
+    """By priority, a request whose commit the step holds already may lose its pages to another.
+
+    vLLM puts pages into the prefix cache when it schedules them; these are never computed.
+    """
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.request_queue import SchedulingPolicy
+
+    victim = ask(prompts(20), max_tokens=64, seed=3)
+    forget(sync_llm)
+    expected = texts(serve(sync_llm, [victim]))
+    forget(sync_llm)
+    found, core = scheduler(sync_llm), sync_llm.llm_engine
+    pool = found.kv_cache_manager.block_pool
+    monkeypatch.setattr(found, "policy", SchedulingPolicy.PRIORITY)
+    urgent = {"prompt_token_ids": prompts(40)}
+    held, hit = [], []
+
+    def squeeze(step, outputs):
+        if step == STEPS - 1:  # its prompt is computed beside the victim's last denoise step
+            next(iter(found.requests.values())).priority = 1
+            core.add_request("urgent", urgent, SamplingParams(max_tokens=32, detokenize=False))
+        if step == STEPS:  # its canvas needs 6 pages, beside the victim's commit
+            held.extend(pool.get_new_blocks(pool.get_num_free_blocks() - 5))
+        if step == STEPS + 1:
+            request = next(r for r in found.requests.values() if r.num_preemptions)
+            hit.append(found.kv_cache_manager.get_computed_blocks(request)[1])
+            pool.free_blocks(held)
+
+    assert texts(serve(sync_llm, [victim], squeeze)) == expected
+    assert hit == [16]  # of the prompt's 20
 
 
 def test_everything_is_free_after_a_crowd(llm, prompts):
