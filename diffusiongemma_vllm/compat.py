@@ -6,12 +6,13 @@ Patches act on DiffusionGemma alone: for any other model they call vLLM's own co
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from diffusiongemma_vllm import checkpoint, cpu
 
 ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
 SUPPORTED = "0.32"
@@ -77,9 +78,12 @@ def record_engine_args() -> None:
 
     def make(original: Any) -> Any:
         def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if ARCHITECTURE not in _architectures(self):
+                return original(self, *args, **kwargs)
+            checkpoint.check(self, self.load_format)
             token = _ASKED.set(_given(self))
             try:
-                _prepare_cpu(self)
+                _prepare_cpu()
                 return original(self, *args, **kwargs)
             finally:
                 _ASKED.reset(token)
@@ -94,7 +98,8 @@ def _given(args: Any) -> dict[str, Any]:
     given = {}
     for field in fields(type(args)):
         value = getattr(args, field.name)
-        default = getattr(type(args), field.name, None)
+        make = field.default_factory
+        default = field.default if make is MISSING else make()
         if value is None or value == default:
             continue
         if field.name == "compilation_config":
@@ -111,12 +116,10 @@ def _given(args: Any) -> dict[str, Any]:
     return given
 
 
-def _prepare_cpu(args: Any) -> None:
+def _prepare_cpu() -> None:
     from vllm.platforms import current_platform
 
-    from diffusiongemma_vllm import cpu
-
-    if current_platform.is_cpu() and ARCHITECTURE in _architectures(args):
+    if current_platform.is_cpu():
         cpu.enable()
 
 
@@ -188,7 +191,3 @@ def override_config_hook() -> None:
 
     MODELS_CONFIG_MAP[ARCHITECTURE] = Hook  # type: ignore[assignment]
 
-
-def environment(name: str, value: str) -> None:
-    """Set a variable for this process and those it starts, where the user has not set it."""
-    os.environ.setdefault(name, value)

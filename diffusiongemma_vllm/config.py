@@ -8,6 +8,7 @@ from typing import Any
 
 GENERATION_CONFIG = "generation_config.json"
 SAMPLER = "EntropyBoundSamplerConfig"
+SOURCE = "google/diffusiongemma-26B-A4B-it"
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,20 @@ class DenoiseConfig:
     def __post_init__(self) -> None:
         for name in ("canvas_length", "vocab_size", "max_steps"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise _wrong(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.t_min <= self.t_max:
-            raise ValueError(f"0 < t_min <= t_max must hold, got {self.t_min=} {self.t_max=}")
+            raise _wrong(f"0 < t_min <= t_max must hold, got {self.t_min} and {self.t_max}")
         if self.entropy_bound <= 0:
-            raise ValueError(f"entropy_bound must be positive, got {self.entropy_bound}")
+            raise _wrong(f"entropy_bound must be positive, got {self.entropy_bound}")
         if self.stability_steps < 0:
-            raise ValueError(f"stability_threshold must be 0 or more, got {self.stability_steps}")
+            raise _wrong(f"stability_threshold must be 0 or more, got {self.stability_steps}")
+
+
+def _wrong(what: str) -> ValueError:
+    return ValueError(
+        f"{GENERATION_CONFIG}: {what}; take the file from {SOURCE}, or pass the value with "
+        "--override-generation-config"
+    )
 
 
 def denoise_config(
@@ -58,20 +66,17 @@ def denoise_config(
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(
                 f"{GENERATION_CONFIG} gives no number for {name!r} (found {value!r}); take the "
-                "file from google/diffusiongemma-26B-A4B-it or pass the value with "
+                f"file from {SOURCE} or pass the value with "
                 f"--override-generation-config '{{\"{name}\": ...}}'"
             )
         return value
 
     sampler = generation.get("sampler_config")
     if not isinstance(sampler, Mapping) or sampler.get("_cls_name") != SAMPLER:
-        raise ValueError(
-            f"{GENERATION_CONFIG} has no sampler_config of class {SAMPLER} (found {sampler!r}); "
-            "take the file from google/diffusiongemma-26B-A4B-it"
-        )
+        raise _wrong(f"no sampler_config of class {SAMPLER} (found {sampler!r})")
     bound = sampler.get("entropy_bound")
     if isinstance(bound, bool) or not isinstance(bound, int | float):
-        raise ValueError(f"{GENERATION_CONFIG}: sampler_config has no number entropy_bound: {bound!r}")
+        raise _wrong(f"sampler_config has no number entropy_bound (found {bound!r})")
     return DenoiseConfig(
         canvas_length=canvas_length,
         vocab_size=vocab_size,

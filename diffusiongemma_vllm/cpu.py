@@ -1,8 +1,8 @@
 """Serving on vLLM's CPU build, whose V2 model runner is written in Triton.
 
-Triton has no CPU backend, but its interpreter runs on CPU tensors.  vLLM decides at import whether
-Triton works, so the interpreter has to be turned on, and a CPU backend presented, before vLLM looks.
-Only processes that serve DiffusionGemma do so.
+Triton has no CPU backend, but its interpreter runs on CPU tensors.  vLLM decides at import
+whether Triton works, so the interpreter has to be turned on, and a CPU backend presented, before
+vLLM looks.  Only processes that serve DiffusionGemma do so.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _interpret() -> None:
     try:
         from triton import backends
     except ImportError as error:
-        raise RuntimeError("serving on CPU needs Triton's interpreter: pip install triton") from error
+        raise RuntimeError("serving on CPU needs Triton: pip install triton") from error
     if "cpu" not in backends.backends:
         backends.backends["cpu"] = SimpleNamespace(compiler=None, driver=_CpuDriver)
 

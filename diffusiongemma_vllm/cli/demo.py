@@ -33,7 +33,7 @@ class Question:
 
 QUESTIONS = (
     Question("What is 27 + 38?", thinking=True),
-    Question("Count from 1 to 170."),
+    Question("Count from 001 to 170."),
     Question("What is the weather in paris?", tools=[WEATHER]),
 )
 

@@ -1,7 +1,7 @@
 """Operations on rows of logits, the one way a request bends its distribution.
 
-A row is one canvas position of one request.  Operations run in order on the model's logits and return
-new logits; -inf forbids a token.
+A row is one canvas position of one request.  Operations run in order on the model's logits and
+return new logits; -inf forbids a token.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ class Layer(nn.Module):
     checkpoint holds both.
     """
 
+    encoder_scalar: Tensor
+    decoder_scalar: Tensor
+
     def __init__(
         self, config: Any, index: int, *, cache_config: Any, quant_config: Any, prefix: str
     ) -> None:
@@ -97,6 +100,7 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         dtype = torch.get_default_dtype()  # vLLM sets it to the model's while it builds
         self.embed_scale = torch.tensor(config.hidden_size**0.5, dtype=dtype, device="cpu").item()
+        self.kinds = list(config.layer_types)
         self.rope = nn.ModuleDict()
         for index, kind in enumerate(config.layer_types):
             if kind not in self.rope:
@@ -119,9 +123,9 @@ class Backbone(nn.Module):
 
         soft and denoising are None in a batch without a canvas.
         """
-        if soft is not None:
+        if soft is not None and denoising is not None:
             x = self.condition(x, soft, denoising)
         angles = {kind: rope(positions, x.dtype) for kind, rope in self.rope.items()}
-        for layer in self.layers:
-            x = layer(x, angles[layer.self_attn.kind], denoising)
+        for kind, layer in zip(self.kinds, self.layers, strict=True):
+            x = layer(x, angles[kind], denoising)
         return rowwise(self.norm, x)

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from diffusiongemma_kernels.attention.op import paged_attention
-from diffusiongemma_kernels.kv_write.op import kv_write
-from diffusiongemma_kernels.paged import Batch, PagedKV
 from torch import Tensor
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -26,6 +23,10 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     MultipleOf,
 )
+
+from diffusiongemma_kernels.attention.op import paged_attention
+from diffusiongemma_kernels.kv_write.op import kv_write
+from diffusiongemma_kernels.paged import Batch, PagedKV
 
 NAME = "CUSTOM"
 
@@ -98,7 +99,7 @@ class CanvasAttentionBackend(AttentionBackend):
 
 
 class CanvasAttentionImpl(AttentionImpl):
-    def __init__(
+    def __init__(  # noqa: PLR0913  vLLM's signature
         self,
         num_heads: int,
         head_size: int,
@@ -134,7 +135,7 @@ class CanvasAttentionImpl(AttentionImpl):
             return
         kv_write(key, value, self._pages(layer, kv_cache), slot_mapping)
 
-    def forward(
+    def forward(  # noqa: PLR0913  vLLM's signature
         self,
         layer: Any,
         query: Tensor,

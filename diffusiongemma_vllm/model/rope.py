@@ -34,6 +34,8 @@ def inverse_frequencies(rope: dict[str, Any], head_dim: int) -> Tensor:
 class Rope(nn.Module):
     """Angles for one layer kind.   positions: [T] i64  ->  [T, D]: cosines, then sines"""
 
+    frequencies: Tensor
+
     def __init__(self, rope: dict[str, Any], head_dim: int) -> None:
         super().__init__()
         frequencies = inverse_frequencies(rope, head_dim)

@@ -1,5 +1,4 @@
-"""Which requests are let in.  What cannot be honoured is refused here, before it reaches the engine.
-"""
+"""Which requests are let in: what cannot be honoured is refused before it reaches the engine."""
 
 from __future__ import annotations
 
@@ -10,9 +9,8 @@ from vllm.exceptions import VLLMValidationError
 DIFFUSION_KEYS = "diffusion_"
 
 
-def refused(params: Any) -> dict[str, str]:
-    """The options of vLLM's ``SamplingParams`` that cannot be honoured: name -> what to do."""
-    drop = "drop it"
+def refused(params: Any) -> list[str]:
+    """The options of vLLM's ``SamplingParams`` that are asked for and cannot be honoured."""
     asked = {
         "min_p": params.min_p > 0,
         "min_tokens": params.min_tokens > 0,
@@ -29,20 +27,21 @@ def refused(params: Any) -> dict[str, str]:
         "thinking_token_budget": params.thinking_token_budget is not None,
         "structured_outputs (response_format)": params.structured_outputs is not None,
         "trace_decode_token_ids": params.trace_decode_token_ids is not None,
+        "watermarking": params.watermarking is True,
     }
     extra = params.extra_args or {}
     asked |= {key: True for key in extra if key.startswith(DIFFUSION_KEYS)}
-    return {name: drop for name, used in asked.items() if used}
+    return [name for name, used in asked.items() if used]
 
 
 def check(params: Any) -> None:
     """Raises VLLMValidationError (HTTP 400) naming every option that cannot be honoured."""
     options = refused(params)
     if options:
-        names = ", ".join(options)
         raise VLLMValidationError(
-            f"DiffusionGemma does not support {names}: a canvas is denoised as a whole, and these "
-            "options are not built for it yet. Drop them from the request; temperature, top_k, "
-            "top_p, seed, max_tokens, stop, stop_token_ids, ignore_eos and n are supported.",
-            parameter=next(iter(options)),
+            f"DiffusionGemma does not support {', '.join(options)}: a canvas is denoised as a "
+            "whole, and these options are not built for it yet. Drop them from the request; "
+            "temperature, top_k, top_p, seed, max_tokens, stop, stop_token_ids, ignore_eos and n "
+            "are supported.",
+            parameter=options[0],
         )

@@ -31,8 +31,7 @@ class DiffusionGemmaConfig:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Raises ValueError for a file of the checkpoint that cannot be served, with the fix."""
-        checkpoint.check(model_config, compat.asked().get("load_format"))
+        """The files were checked before they were read (``compat.record_engine_args``)."""
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
@@ -65,7 +64,9 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
         and "only one GPU is supported; drop --decode-context-parallel-size",
         "scheduler_cls": "scheduler_cls" in asked
         and "canvases need our own scheduler; drop --scheduler-cls",
-        "logits dtype": model.logprobs_mode.startswith("processed")
+        "watermark_config": vllm_config.watermark_config is not None
+        and "watermarks are drawn token by token; drop --watermark-config",
+        "logprobs_mode": model.logprobs_mode.startswith("processed")
         and "log-probabilities are not supported yet; drop --logprobs-mode",
         "runner": model.runner_type != "generate"
         and "the model only generates text; drop --runner and --convert",
@@ -84,6 +85,8 @@ def _canvas(vllm_config: Any) -> int:
     length = vllm_config.model_config.hf_config.canvas_length
     if vllm_config.diffusion_config is None:
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=length)
+    if vllm_config.diffusion_config.canvas_length is None:
+        vllm_config.diffusion_config.canvas_length = length
     asked = vllm_config.diffusion_config.canvas_length
     if asked > length:
         raise ValueError(

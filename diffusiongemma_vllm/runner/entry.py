@@ -72,7 +72,8 @@ class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant):
     @property
     def embedding(self) -> Tensor:
         """The tied embedding [V, H]."""
-        return self.model.embed_tokens.weight[: self.text_config.vocab_size]
+        weight: Tensor = self.model.embed_tokens.weight  # type: ignore[assignment]
+        return weight[: self.text_config.vocab_size]
 
     def project(self, hidden_states: Tensor) -> Tensor:
         """The product with the tied embedding, before the softcap.   [R, H]  ->  [R, V]"""

@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
+from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.inputs import StepInputs
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
@@ -29,21 +30,21 @@ class DiffusionGemmaModelState(ModelState):
         super().__init__(vllm_config, model, encoder_cache, device)
         diffusion = vllm_config.diffusion_config
         hidden = self.model_config.hf_text_config.hidden_size
+        dtype = self.model_config.dtype
+        assert isinstance(dtype, torch.dtype), "vLLM resolves names of dtypes"
         self.config = denoise_config(
-            # vLLM merges what --override-generation-config gives for sampling parameters alone.
-            self.model_config.try_get_generation_config()
-            | self.model_config.override_generation_config,
+            checkpoint.generation_config(self.model_config),
             canvas_length=diffusion.canvas_length,
             vocab_size=self.model_config.get_vocab_size(),
             max_steps=diffusion.max_denoising_steps,
         )
         self.slots = SlotState(
             self.config, slots=self.max_num_reqs, hidden=hidden, limit=self.max_model_len,
-            dtype=self.dtype, device=device,
+            dtype=dtype, device=device,
         )
         self.inputs = StepInputs(
             tokens=self.max_num_tokens, requests=self.max_num_reqs, hidden=hidden,
-            dtype=self.dtype, device=device,
+            dtype=dtype, device=device,
         )
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusiongemma_kernels.row_probs.op import row_probs
-from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
 from torch import Tensor
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.states import RequestState
 
+from diffusiongemma_kernels.row_probs.op import row_probs
+from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.denoise import rows
 from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters
@@ -181,9 +181,8 @@ class DiffusionSampler:
     def _noise(self, slots: Tensor, base: Tensor, step: Tensor) -> Tensor:
         """Uniform tokens for the canvases at ``base`` [N].   ->  [N, C] i64"""
         counter = counters(base, step, self.config.canvas_length, CANVAS)
-        seed = self.state.seed[slots][:, None].expand_as(counter)
-        tokens = hash_uniform_tokens(seed.flatten(), counter.flatten(), self.config.vocab_size)
-        return tokens.view(counter.shape)
+        seed = self.state.seed[slots][:, None].expand_as(counter).contiguous()
+        return hash_uniform_tokens(seed, counter, self.config.vocab_size)
 
     def _rehearse(self, hidden: Tensor) -> None:
         """Use as much memory as a step will, for vLLM's profile of the peak."""

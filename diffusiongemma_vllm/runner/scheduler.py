@@ -23,7 +23,9 @@ class CanvasScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.canvas_length = self.vllm_config.diffusion_config.canvas_length
+        diffusion = self.vllm_config.diffusion_config
+        assert diffusion is not None, "the config hook makes one"
+        self.canvas_length = diffusion.canvas_length
 
     def width(self, request: Request) -> int:
         """Tokens of the request's next canvas: fewer than a canvas where the context ends."""

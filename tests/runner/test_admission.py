@@ -32,6 +32,7 @@ REFUSED = {
     "thinking_token_budget": 10,
     "structured_outputs": StructuredOutputsParams(regex="a+"),
     "trace_decode_token_ids": [1, 2],
+    "watermarking": True,
 }
 SERVED = {
     "temperature": [0.0, 0.5, 1.0, 2.0], "top_k": [-1, 0, 1, 40], "top_p": [0.1, 1.0],
@@ -70,15 +71,7 @@ def test_an_option_that_is_honoured_is_let_in(option, value):
 
 
 @pytest.mark.parametrize(
-    "option",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(strict=True, reason="neither refused nor served")
-            if name == "watermarking" else (),
-        )
-        for name in SamplingParams.__struct_fields__ if not name.startswith("_")
-    ],
+    "option", [name for name in SamplingParams.__struct_fields__ if not name.startswith("_")]
 )
 def test_every_option_of_this_vllm_is_accounted_for(option):
     """A new option must be served or refused, not ignored."""

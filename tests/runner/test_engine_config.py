@@ -129,7 +129,6 @@ def test_a_diffusion_config_out_of_range_is_refused(configure, given, sentence):
         configure(diffusion_config=given)
 
 
-@pytest.mark.xfail(strict=True, reason="the hook compares a canvas_length of None")
 def test_steps_alone_leave_the_canvas_to_the_checkpoint(configure):
     config = configure(diffusion_config={"max_denoising_steps": 5}).diffusion_config
     assert (config.canvas_length, config.max_denoising_steps) == (CANVAS, 5)

@@ -9,7 +9,7 @@ def paged_attention(
 ) -> Tensor:
     HQ, HKV, page = q.shape[1], kv.key.shape[2], kv.key.shape[1]
     for i in range(batch.seq_lens.shape[0]):
-        start, stop = batch.query_start_loc[i].item(), batch.query_start_loc[i + 1].item()
+        start, stop = batch.query_start_loc[i : i + 2].tolist()
         seq_len = batch.seq_lens[i].item()
         first = seq_len - (stop - start)
         if seq_len == 0:
