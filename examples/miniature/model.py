@@ -112,8 +112,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(sizes.hidden, self.kv_heads * self.dim)
         self.v_proj = None if full else Linear(sizes.hidden, self.kv_heads * self.dim)
         self.o_proj = Linear(self.heads * self.dim, sizes.hidden)
-        # together they begin as the usual 1 / sqrt(D)
-        self.q_norm, self.k_norm = (Norm(self.dim, start=self.dim**-0.25) for _ in "qk")
+        # sharp enough from the start to copy single letters
+        self.q_norm, self.k_norm = (Norm(self.dim, start=0.7) for _ in "qk")
         self.v_norm = Norm(self.dim, scaled=False)
 
     def forward(self, x: Tensor, rope: tuple, past: tuple | None, bias: Tensor | None):

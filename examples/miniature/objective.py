@@ -45,10 +45,10 @@ def corrupt(canvas: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
 
 
 def cross_entropy(logits: Tensor, canvas: Tensor, said: Tensor) -> Tensor:
-    """Mean over examples: n tokens weigh n ** 0.3 together, padding after them PAD_WEIGHT each."""
+    """Mean over examples: n tokens weigh n ** 0.5 together, padding after them PAD_WEIGHT each."""
     loss = F.cross_entropy(logits.flatten(0, 1), canvas.flatten(), reduction="none")
     real = torch.arange(canvas.shape[1], device=canvas.device) < said[:, None]
-    weight = (PAD_WEIGHT + (1 - PAD_WEIGHT) * real) * said[:, None].float() ** -0.7
+    weight = (PAD_WEIGHT + (1 - PAD_WEIGHT) * real) * said[:, None].float() ** -0.5
     return (loss.view_as(weight) * weight).sum() / (len(canvas) * TYPICAL_WEIGHT)
 
 

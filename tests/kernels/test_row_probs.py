@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from diffusiongemma_kernels.row_probs import reference
 from diffusiongemma_kernels.row_probs.op import row_probs_torch, row_probs_triton
 

@@ -1,0 +1,66 @@
+"""The 200 held-out prompts through our engine, FP32 on CPU: right, and the same in any company."""
+
+from collections import Counter
+from random import Random
+
+import pytest
+from data import CHECKPOINT, SCORED, heldout
+from engine import engine
+from tokens import STOP, encode
+
+pytestmark = pytest.mark.engine
+
+EXAMPLES = heldout(200)
+OPTIONS = dict(max_model_len=2048)
+
+
+def answers(llm, order):
+    """Token ids of each example's answer, asked in ``order`` in one call."""
+    from vllm import SamplingParams
+
+    asked = [{"prompt_token_ids": encode(EXAMPLES[i].prompt)} for i in order]
+    params = [
+        SamplingParams(max_tokens=1024, seed=i, stop_token_ids=sorted(STOP), detokenize=False)
+        for i in order
+    ]
+    said = llm.generate(asked, params, use_tqdm=False)
+    return {i: list(out.outputs[0].token_ids) for i, out in zip(order, said, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    with engine(CHECKPOINT, max_num_seqs=1, **OPTIONS) as llm:
+        return answers(llm, range(len(EXAMPLES)))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the shipped checkpoint answers 87 %: it counts past the end, fills gaps too far and "
+    "sorts 16 of 18; it needs another training run on a GPU",
+)
+def test_answers_are_exact(alone):
+    right = Counter(e.task for i, e in enumerate(EXAMPLES) if alone[i] == encode(e.answer))
+    asked = Counter(e.task for e in EXAMPLES)
+    shares = {task: right[task] / asked[task] for task in SCORED}
+    print(shares, sum(right.values()) / len(EXAMPLES))
+    assert sum(right.values()) >= 0.95 * len(EXAMPLES), shares
+    assert min(shares.values()) >= 0.9, shares
+
+
+COMPANY = {
+    "with strangers, in another order": dict(max_num_seqs=4),
+    "under async scheduling": dict(max_num_seqs=4, async_scheduling=True),
+    "with little memory, so that requests are preempted": dict(
+        max_num_seqs=4, num_gpu_blocks_override=18, block_size=128
+    ),
+}
+
+
+@pytest.mark.parametrize("options", COMPANY.values(), ids=COMPANY)
+def test_answers_do_not_depend_on_company(alone, options):
+    order = list(range(len(EXAMPLES)))
+    Random(0).shuffle(order)
+    with engine(CHECKPOINT, **OPTIONS, **options) as llm:
+        together = answers(llm, order)
+    different = [i for i in order if together[i] != alone[i]]
+    assert not different, [(i, EXAMPLES[i].task) for i in different]
