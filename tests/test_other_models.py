@@ -23,9 +23,11 @@ if __name__ == "__main__":
 """
 # What differs between two runs of the same thing: times, processes, ports, measured numbers.
 VOLATILE = re.compile(
-    r"pid=\d+|\d\d-\d\d \d\d:\d\d:\d\d|0x[0-9a-f]+|tcp://\S+|/tmp/\S+|\d+(\.\d+)?(?=\s*(s|secs|"
+    r"pid[ =]\d+|\d\d-\d\d \d\d:\d\d:\d\d|0x[0-9a-f]+|tcp://\S+|/tmp/\S+|\d+(\.\d+)?(?=\s*(s|secs|"
     r"seconds|GiB|it/s|toks/s)\b)|utils.cpp:\d+|W\d{4} [\d:.]+|ipc://\S+|shm_\w+|psm_\w+|\d+\.\d+"
 )
+
+NOISE = re.compile(r"plugin|force killing", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,6 @@ def test_tokens_and_log_are_those_of_vllm_alone(llama):
     assert tokens == bare_tokens
     new = [line for line in log if line not in bare_log]
     gone = [line for line in bare_log if line not in log]
-    # vLLM itself lists the plugins that it finds.
-    new = [line for line in new if "plugin" not in line.lower()]
+    # vLLM itself lists the plugins that it finds, and how a busy machine let it shut down.
+    new, gone = ([line for line in lines if not NOISE.search(line)] for lines in (new, gone))
     assert not new and not gone, (new, gone)
