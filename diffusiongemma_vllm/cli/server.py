@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,10 +32,12 @@ class Server:
         self.model = model
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = Path(tempfile.mkstemp(prefix="diffusiongemma-", suffix=".log")[1])
         command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model]
         command += ["--host", "127.0.0.1", "--port", str(self.port), *flags]
-        with self.log.open("wb") as log:
+        with tempfile.NamedTemporaryFile(
+            prefix="diffusiongemma-", suffix=".log", delete=False
+        ) as log:
+            self.log = Path(log.name)
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env={"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"} | os.environ,
@@ -81,7 +84,7 @@ class Server:
             try:
                 self.process.wait(timeout=30)
             except subprocess.TimeoutExpired:
-                self.process.kill()
+                os.killpg(self.process.pid, signal.SIGKILL)  # the engine's process too
                 self.process.wait()
 
     def __enter__(self) -> Server:
