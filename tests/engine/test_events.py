@@ -149,16 +149,16 @@ def test_preemption_of_a_canvas_that_is_out_and_not_committed(llm, prompts, forw
     assert (after[0].kind, after[0].start + after[0].rows) == ("P", 52)
 
 
-def test_preemption_in_mid_canvas_begins_it_again(llm, prompts, forwards):
-    one = ask(prompts(20), max_tokens=64, seed=3)
+@pytest.mark.parametrize("when, tokens", [(3, 64), (4, 64), (5, 64), (4, 32)])
+def test_preemption_around_the_end_of_a_canvas(llm, prompts, when, tokens):
+    """Async, the step that settles the canvas is in flight at 4: its text still goes out, once."""
+    one = ask(prompts(20), max_tokens=tokens, seed=3)
     expected = texts(serve(llm, [one]))
     found = scheduler(llm)
 
     def preempt(step, outputs):
-        if step == 3:
-            request = next(iter(found.requests.values()))
-            found.running.remove(request)
-            found._preempt_request(request, 0.0)
+        if step == when and found.running:
+            found._preempt_request(found.running.pop(), 0.0)
 
     assert texts(serve(llm, [one], preempt)) == expected
 

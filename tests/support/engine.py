@@ -108,13 +108,17 @@ def serve(llm, asks, between=None, *, rest=True):
     for i, one in enumerate(asks):
         core.add_request(str(i), {"prompt_token_ids": one.prompt}, SamplingParams(**one.options))
     outputs, step = {}, 0
-    while core.has_unfinished_requests():
-        for output in core.step():
-            outputs[output.request_id] = output
-        if between is not None:
-            between(step, outputs)
-        step += 1
-        assert step < 500, "the engine makes no progress"
+    try:
+        while core.has_unfinished_requests():
+            for output in core.step():
+                outputs[output.request_id] = output
+            if between is not None:
+                between(step, outputs)
+            step += 1
+            assert step < 500, "the engine makes no progress"
+    except BaseException:  # a timeout too: leave the engine to the next test
+        core.abort_request([str(i) for i in range(len(asks))])
+        raise
     if rest:
         at_rest(llm)
     return [outputs.get(str(i)) for i in range(len(asks))]
