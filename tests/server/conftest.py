@@ -1,0 +1,113 @@
+"""One `vllm serve` on the miniature, with the model card's flags, for every test here."""
+
+import os
+import subprocess
+import time
+
+import pytest
+
+from diffusiongemma_vllm.cli.main import MINIATURE
+from diffusiongemma_vllm.cli.server import CARD_FLAGS, Server
+
+# what tests/conftest.py sets for engines inside this process; a user's server has none of it
+IN_PROCESS = ("VLLM_ENABLE_V1_MULTIPROCESSING", "DIFFUSIONGEMMA_VLLM_INTERPRETER",
+              "VLLM_USE_V2_MODEL_RUNNER", "VLLM_LOGGING_LEVEL")
+LIMIT = 4096
+
+
+@pytest.fixture(scope="session")
+def user_environment():
+    """The environment for a process as a user starts it."""
+    return {name: value for name, value in os.environ.items() if name not in IN_PROCESS}
+
+
+@pytest.fixture(scope="session")
+def server():
+    """It must live through every test and stop at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in IN_PROCESS:
+            patch.delenv(name, raising=False)
+        started = Server(str(MINIATURE), (*CARD_FLAGS, "--max-model-len", str(LIMIT)))
+    with started as server:
+        for _ in server.wait():
+            pass
+        yield server
+        assert server.process.poll() is None, f"the server died:\n{server.tail()}"
+        assert settled(server) == 0, "requests are left over"
+        server.process.terminate()
+        try:
+            server.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the server does not stop:\n{server.tail()}")
+        assert gone(server.process.pid), "the server left a process behind"
+
+
+def gone(group, seconds=15):
+    """Whether every process of a group ends; vLLM's resource tracker outlives the server a bit."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=300, max_retries=0)
+
+
+@pytest.fixture(scope="session")
+def model(client):
+    return client.models.list().data[0].id
+
+
+@pytest.fixture(scope="session")
+def chat(client, model):
+    """Ask in chat, greedily and without thinking unless told; `prompt` is a text or messages."""
+
+    def ask(prompt, *, thinking=False, extra=None, **options):
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        body = {"chat_template_kwargs": {"enable_thinking": thinking}} | (extra or {})
+        return client.chat.completions.create(
+            model=model, messages=messages, extra_body=body, **{"temperature": 0} | options
+        )
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def healthy(chat, server):
+    """Calling it asserts that the server still answers a sum."""
+
+    def check():
+        assert server.process.poll() is None, server.tail()
+        assert chat("What is 27 + 38?").choices[0].message.content == "65"
+
+    return check
+
+
+def settled(server, seconds=30):
+    """How many requests still run or wait once the server had time to let them go."""
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+    until = time.monotonic() + seconds
+    while True:
+        metrics = server.metrics()
+        count = sum(metrics[name] for name in names)
+        if not count or time.monotonic() > until:
+            return count
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def at_rest(server):
+    """Calling it asserts that no request runs or waits any more."""
+
+    def check():
+        assert settled(server) == 0
+
+    return check

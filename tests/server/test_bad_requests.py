@@ -1,0 +1,261 @@
+"""No HTTP request ends the engine: each is honoured, or refused with a sentence that says why."""
+
+import http.client
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import pytest
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.engine
+
+MESSAGES = [{"role": "user", "content": "What is 27 + 38?"}]
+PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9Q" \
+      "DwADhgGAWjR9awAAAABJRU5ErkJggg=="
+CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
+RESPOND, MESSAGE = "/v1/responses", "/v1/messages"
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+class Case(NamedTuple):
+    """Options on top of a good request, and a word of the refusal; "" where it is honoured."""
+
+    options: dict
+    says: str
+
+
+def user(*parts):
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+CHATS = [
+    Case({"prompt_logprobs": 1}, "prompt_logprobs"),
+    Case({"prompt_logprobs": -1}, "prompt logprobs"),
+    Case({"logprobs": True}, "logprobs"),
+    Case({"logprobs": True, "top_logprobs": 2}, "logprobs"),
+    Case({"logprob_token_ids": [5]}, "logprob_token_ids"),
+    Case({"logit_bias": {"5": 1}}, "logit_bias"),
+    Case({"logit_bias": {"50000": 1}}, "logit_bias"),
+    Case({"min_p": 0.1, "temperature": 1}, "min_p"),
+    Case({"presence_penalty": 0.5}, "presence_penalty"),
+    Case({"frequency_penalty": 0.5}, "frequency_penalty"),
+    Case({"repetition_penalty": 1.5}, "repetition_penalty"),
+    Case({"min_tokens": 5}, "min_tokens"),
+    Case({"bad_words": ["a"]}, "bad_words"),
+    Case({"allowed_token_ids": [5, 6]}, "allowed_token_ids"),
+    Case({"allowed_token_ids": []}, "allowed_token_ids"),
+    Case({"thinking_token_budget": 5}, "thinking_token_budget"),
+    Case({"watermarking": True}, "watermarking"),
+    Case({"response_format": SCHEMA}, "response_format"),
+    Case({"response_format": {"type": "json_object"}}, "response_format"),
+    Case({"response_format": {"type": "structural_tag", "format": {}}}, "response_format"),
+    Case({"response_format": {"type": "nonsense"}}, "response_format"),
+    Case({"response_format": {"type": "text"}}, ""),
+    Case({"structured_outputs": {"choice": ["a", "b"]}}, "structured_outputs"),
+    Case({"structured_outputs": {"regex": "a+"}}, "structured_outputs"),
+    Case({"structured_outputs": {"grammar": "root ::= 'a'"}}, "structured_outputs"),
+    Case({"seed": -1}, ""),
+    Case({"seed": -(2**63)}, ""),
+    Case({"seed": 2**63 - 1}, ""),
+    Case({"seed": 2**70}, "seed"),
+    Case({"seed": "x"}, "seed"),
+    Case({"seed": 1.5}, "seed"),
+    Case({"temperature": -1}, "temperature"),
+    Case({"temperature": 1e30}, "temperature"),
+    Case({"temperature": float("nan")}, "temperature"),
+    Case({"temperature": float("inf")}, "temperature"),
+    Case({"temperature": 1e-30}, ""),
+    Case({"top_p": 0}, "top_p"),
+    Case({"top_p": float("nan")}, "top_p"),
+    Case({"top_k": -5}, "top_k"),
+    Case({"top_k": 2**40, "temperature": 1, "seed": 1}, ""),
+    Case({"top_p": 1e-30, "temperature": 1, "seed": 1}, ""),
+    Case({"max_tokens": 10**9}, "max_tokens"),
+    Case({"max_completion_tokens": 10**9}, "max_completion_tokens"),
+    Case({"max_tokens": 0}, "max_tokens"),
+    Case({"stop": [""]}, "stop"),
+    Case({"stop": 5}, "stop"),
+    Case({"stop_token_ids": [10**6]}, "stop_token_ids"),
+    Case({"stop_token_ids": [-1]}, "stop_token_ids"),
+    Case({"n": 0}, "n must be"),
+    Case({"n": 10**5}, "n must be"),
+    Case({"use_beam_search": True, "n": 2}, "logprobs"),
+    Case({"best_of": 3}, ""),  # unknown to vLLM's chat protocol
+    Case({"vllm_xargs": {"diffusion_steps": 3}}, "diffusion_steps"),
+    Case({"vllm_xargs": {"diffusion_": "x"}}, "diffusion_"),
+    Case({"vllm_xargs": {"a": {"b": 1}}}, "vllm_xargs"),
+    Case({"vllm_xargs": {"somebody_elses": 3}}, ""),
+    Case({"messages": []}, "empty"),
+    Case({"messages": None}, "iterable"),
+    Case({"messages": [{"role": "user", "content": 5}]}, "content"),
+    Case({"messages": [{"role": "user", "content": "\ud800"}]}, "TextEncodeInput"),
+    Case({"messages": [{"role": "user", "content": "\0<|image|> <|turn>"}]}, ""),
+    Case({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, ""),
+    Case({"messages": [{"role": "user", "content": "a" * 9000}]}, "4096"),
+    Case(user({"type": "image_url", "image_url": {"url": PNG}}), "multimodal"),
+    Case(user({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}}), "multi"),
+    Case(user({"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}), "multi"),
+    Case({"model": "nobody"}, "nobody"),
+    Case({"tools": [{"type": "function", "function": {}}]}, "tools"),
+    Case({"tool_choice": "required"}, "tools"),
+    Case({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool"),
+    Case({"chat_template": "{{ 1/0 }}"}, "template"),
+    Case({"chat_template_kwargs": {"enable_thinking": "maybe"}}, ""),
+    Case({"cache_salt": ""}, "cache_salt"),
+    Case({"stream_options": {"include_usage": True}}, "tream"),
+    Case({"ignore_eos": True, "max_tokens": 300}, ""),
+    Case({"reasoning_effort": "low"}, ""),
+]
+COMPLETIONS = [
+    Case({"prompt": [2, 5000]}, "5000"),
+    Case({"prompt": [384]}, "384"),
+    Case({"prompt": [-1]}, "prompt"),
+    Case({"prompt": [2**40]}, "vocabulary"),
+    Case({"prompt": ["a", 5]}, "prompt"),
+    Case({"prompt": ""}, "prompt"),
+    Case({"prompt": []}, "prompt"),
+    Case({"prompt": [379, 383]}, ""),  # an image's token without an image
+    Case({"prompt": [5] * 5000}, "4096"),
+    Case({"prompt": [5] * 4096}, "max_tokens"),
+    Case({"prompt": [5] * 4095}, ""),
+    Case({"echo": True, "logprobs": 1}, "logprobs"),
+    Case({"echo": True, "logprobs": 0, "max_tokens": 0}, "logprobs"),
+    Case({"echo": True, "max_tokens": 0}, ""),
+    Case({"logprobs": 0}, "logprobs"),
+    Case({"prompt_logprobs": 0}, "prompt_logprobs"),
+    Case({"max_tokens": 0}, "max_tokens"),
+    Case({"suffix": "c"}, "suffix"),
+    Case({"prompt_embeds": "AAAA"}, "prompt-embeds"),
+    Case({"response_format": {"type": "json_object"}}, "response_format"),
+    Case({"truncate_prompt_tokens": 10**7}, "truncate_prompt_tokens"),
+    Case({"use_beam_search": True, "n": 2}, "logprobs"),
+]
+OTHERS = [
+    (RESPOND, Case({"top_logprobs": 2, "include": ["message.output_text.logprobs"]}, "logprobs")),
+    (RESPOND, Case({"text": {"format": {"type": "json_object"}}}, "response_format")),
+    (RESPOND, Case({"background": True}, "background")),
+    (RESPOND, Case({"previous_response_id": "resp_x"}, "resp_x")),
+    (RESPOND, Case({"input": None}, "input")),
+    (MESSAGE, Case({"max_tokens": 0}, "max_tokens")),
+    (MESSAGE, Case({"messages": [{"role": "user", "content": [
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png",
+                                     "data": PNG.partition(",")[2]}}]}]}, "multimodal")),
+    ("/invocations", Case({"prompt_logprobs": 1}, "prompt_logprobs")),
+    ("/generative_scoring",
+     Case({"query": "a", "items": ["b"], "label_token_ids": [5, 6]}, "logprobs")),
+    ("/v1/systemone", Case({}, "state")),
+    ("/detokenize", Case({"tokens": [-5]}, "tokens")),
+    ("/v1/embeddings", Case({}, "Not Found")),
+]
+BODIES = [b'{"model":', b"[]", b"", b"\xff\xfe", b"null", b'{"messages": {}}', b'{"n": 1e999}']
+
+
+@pytest.fixture(scope="session")
+def post(server, model):
+    def send(path, options, raw=None):
+        """Status and text of the answer."""
+        body = {
+            "model": model, "max_tokens": 16, "temperature": 0,
+            "chat_template_kwargs": {"enable_thinking": False},
+        }
+        if path == RESPOND:
+            body["input"] = "Hello"
+            del body["max_tokens"]
+        elif path == COMPLETE:
+            body["prompt"] = "ab"
+        else:
+            body["messages"] = MESSAGES
+        data = json.dumps(body | options).encode() if raw is None else raw
+        line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
+        line.request("POST", path, data, {"Content-Type": "application/json"})
+        answer = line.getresponse()
+        text = answer.read().decode()
+        line.close()
+        return answer.status, text
+
+    return send
+
+
+def groups(cases, size=8):
+    return [cases[i : i + size] for i in range(0, len(cases), size)]
+
+
+def judge(case, status, text):
+    if case.says:
+        assert 400 <= status < 500, (case, status, text)
+        assert case.says in text, (case, text)
+    else:
+        assert status == 200, (case, status, text)
+
+
+@pytest.mark.parametrize("cases", groups(CHATS), ids=lambda cases: "+".join(cases[0].options))
+def test_chat(post, healthy, cases):
+    for case in cases:
+        judge(case, *post(CHAT, case.options))
+    healthy()
+
+
+@pytest.mark.parametrize("cases", groups(COMPLETIONS), ids=lambda cases: "+".join(cases[0].options))
+def test_completions(post, healthy, cases):
+    for case in cases:
+        judge(case, *post(COMPLETE, case.options))
+    healthy()
+
+
+def test_other_paths(post, healthy):
+    for path, case in OTHERS:
+        judge(case, *post(path, case.options))
+    healthy()
+
+
+def test_bodies_that_are_no_request(post, healthy):
+    for body in BODIES:
+        for path in (CHAT, COMPLETE, RESPOND, MESSAGE):
+            status, text = post(path, {}, body)
+            assert 400 <= status < 500, (path, body, status, text)
+    healthy()
+
+
+def test_a_refusal_of_a_stream(post, healthy):
+    """vLLM has sent its 200 by then: the refusal is the one event of the stream."""
+    for options in ({"logprobs": True}, {"response_format": SCHEMA}, {"seed": 2**70}):
+        status, text = post(CHAT, options | {"stream": True})
+        assert status in (200, 400), text
+        assert next(iter(options)) in text and '"code":400' in text.replace(" ", "")
+        assert '"delta"' not in text
+    healthy()
+
+
+def test_refused_beside_answered(post, chat, at_rest):
+    """Refusals leave the requests that run beside them alone."""
+    alone = chat("Count from 001 to 170.").choices[0].message.content
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(lambda: chat("Count from 001 to 170."))
+        bad = [pool.submit(post, CHAT, c.options) for c in CHATS[:12]]
+        assert all(400 <= b.result()[0] < 500 for b in bad)
+        assert running.result().choices[0].message.content == alone
+    at_rest()
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_a_client_that_leaves(server, model, healthy, at_rest, stream):
+    """Before the first chunk, and after it; its neighbours and successors do not notice."""
+    body = {
+        "model": model, "messages": MESSAGES, "stream": stream, "max_tokens": 3500,
+        "ignore_eos": True, "temperature": 1,
+    }
+    for reads in (False, True) if stream else (False,):
+        line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        line.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
+        if reads:
+            answer = line.getresponse()
+            for _ in range(3):
+                answer.readline()
+        else:
+            time.sleep(0.5)
+        line.close()
+        at_rest()
+    healthy()

@@ -1,0 +1,57 @@
+"""The scripts in examples/ run as a user starts them and print what they are about."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.engine
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def run(user_environment, tmp_path):
+    """Runs a script somewhere else; its output's lines."""
+
+    def start(script, *arguments):
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / script, *arguments], capture_output=True, text=True,
+            timeout=540, env=user_environment, cwd=tmp_path, start_new_session=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.splitlines()
+
+    return start
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_length(script):
+    assert len(script.read_text().splitlines()) < 60
+
+
+def test_offline_generate(run):
+    printed = [line for line in run("offline_generate.py") if line.endswith(", stop)")]
+    assert len(printed) == 2 and printed[0].startswith("'")
+
+
+def test_offline_chat(run):
+    printed = run("offline_chat.py")
+    assert printed.count("What is 27 + 38? -> 65") == 2
+    assert any(line.startswith("(thought) ") for line in printed)
+
+
+def test_agent(run, server):
+    assert run("agent.py", "--url", server.url) == [
+        "get_weather({'city': 'Paris'}) -> sunny, 21 degrees",
+        "The weather in Paris: sunny, 21 degrees.",
+        "add({'a': 123, 'b': 456}) -> 579",
+        "The sum is 579.",
+    ]
+
+
+def test_stream(run, server):
+    printed = run("stream.py", "--url", server.url)
+    assert len(printed) >= 3 and "001 002 003" in printed[0]
