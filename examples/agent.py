@@ -51,7 +51,6 @@ if __name__ == "__main__":
     parser.add_argument("--url", help="a running server, for example http://127.0.0.1:8000")
     url = parser.parse_args().url
     with nullcontext(SimpleNamespace(url=url)) if url else serving(str(MINIATURE)) as server:
-        client, messages = OpenAI(base_url=f"{server.url}/v1", api_key="none"), []
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
         for question in ("What is the weather in Paris?", "Use the tool to add 123 and 456."):
-            messages.append({"role": "user", "content": question})
-            print(run(client, messages), flush=True)
+            print(run(client, [{"role": "user", "content": question}]), flush=True)

@@ -13,10 +13,8 @@ def main(model: str) -> None:
     llm = LLM(model, trust_remote_code=True, max_model_len=2048, max_num_seqs=4)
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     for thinking in (False, True):
-        replies = llm.chat(
-            chats, SamplingParams(temperature=0, skip_special_tokens=not thinking),
-            chat_template_kwargs={"enable_thinking": thinking},
-        )
+        params = SamplingParams(temperature=0, max_tokens=300, skip_special_tokens=not thinking)
+        replies = llm.chat(chats, params, chat_template_kwargs={"enable_thinking": thinking})
         for question, reply in zip(QUESTIONS, replies, strict=True):
             thought, _, answer = reply.outputs[0].text.rpartition("<channel|>")
             if thought:
