@@ -10,6 +10,12 @@ STEPS = 4
 LIMIT = 1024
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Two threads gain nothing on matrices this small, and lose much where cores are shared."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     return build(tmp_path_factory.mktemp("random"))

@@ -143,7 +143,8 @@ def test_a_crowd_of_many_lengths(tight, forwards, alone, prompts):
 
 @pytest.fixture(scope="module")
 def long_text(main):
-    return texts(serve(main(async_scheduling=False), [ask(range(3, 43), max_tokens=260, seed=4)]))[0]
+    llm = main(async_scheduling=False)
+    return texts(serve(llm, [ask(range(3, 43), max_tokens=260, seed=4)]))[0]
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 45, 257])

@@ -24,9 +24,11 @@ ENVIRONMENT = {
 def engine(model, *, async_scheduling: bool = False, **options):
     """An ``LLM`` with token ids in and out; options as LLM takes them."""
     os.environ.update(ENVIRONMENT)
+    import torch
     from vllm import LLM
     from vllm.platforms.cpu import CpuPlatform
 
+    torch.set_num_threads(1)  # torch may have been imported before OMP_NUM_THREADS was set
     settings = dict(
         model=str(model), skip_tokenizer_init=True, max_model_len=1024, dtype="float32",
         max_num_seqs=4, disable_log_stats=True,
