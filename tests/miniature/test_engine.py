@@ -50,9 +50,6 @@ def test_answers_are_exact(alone):
 COMPANY = {
     "with strangers, in another order": dict(max_num_seqs=4),
     "under async scheduling": dict(max_num_seqs=4, async_scheduling=True),
-    "with little memory, so that requests are preempted": dict(
-        max_num_seqs=4, num_gpu_blocks_override=18, block_size=128
-    ),
 }
 
 
