@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusiongemma_vllm.config import GENERATION_CONFIG as GENERATION
+from diffusiongemma_vllm.config import SOURCE
+
 CONFIG = "config.json"
-GENERATION = "generation_config.json"
 INDEX = "model.safetensors.index.json"
-SOURCE = "google/diffusiongemma-26B-A4B-it"
 SLIDING, FULL = "sliding_attention", "full_attention"
 POSITIVE = (
     "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts",

@@ -22,10 +22,11 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
+from diffusiongemma_vllm.compat import ARCHITECTURE
+
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
 
-ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
 GEMMA4 = "gemma4"  # what users ask for
 OURS = "diffusiongemma"  # what it means for a DiffusionGemma checkpoint
 
