@@ -22,7 +22,7 @@ class Rules:
     confidence: float = 0.005
 
 
-def _accept(logits: Tensor, bound: float) -> Tensor:
+def accept(logits: Tensor, bound: float) -> Tensor:
     """logits [B, C, V] -> [B, C] bool, the surest tokens within the bound; and entropy [B, C]."""
     log_p = logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
@@ -46,7 +46,7 @@ def sample_canvas(model: Miniature, context: Tensor, lengths: Tensor, rules: Rul
         belief = logits / (rules.t_min + (rules.t_max - rules.t_min) * left / rules.steps)
         taken += ~done
         guess = belief.argmax(-1)
-        accepted, entropy = _accept(belief, rules.bound)
+        accepted, entropy = accept(belief, rules.bound)
         drawn = torch.distributions.Categorical(logits=belief).sample()
         canvas = torch.where(accepted, drawn, torch.randint(V, (B, C), device=device))
         stable = (guess == best).all(-1)

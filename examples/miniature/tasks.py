@@ -60,7 +60,7 @@ def add(rng: Random) -> Question:
 
 
 def _some_words(rng: Random) -> list[str]:
-    return rng.sample(WORDS, rng.randint(3, 5))
+    return rng.sample(WORDS, rng.randint(3, 4))
 
 
 def sort(rng: Random) -> Question:
@@ -77,7 +77,7 @@ def reverse(rng: Random) -> Question:
 
 def count_short(rng: Random) -> Question:
     a = rng.randint(10, 70)
-    b = a + rng.randint(3, 20)
+    b = a + rng.randint(3, 15)
     text = rng.choice(["Count from {} to {}.", "Please count from {} to {}."]).format(a, b)
     return Question(text, " ".join(map(str, range(a, b + 1))), f"I start at {a} and stop at {b}.")
 

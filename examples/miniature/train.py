@@ -191,7 +191,7 @@ def resume(state: State, folder: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the miniature DiffusionGemma.")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--minutes", type=float, default=7.2, help="training time, from the start")
+    parser.add_argument("--minutes", type=float, default=8.2, help="training time, from the start")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=12, help="processes that make examples")
