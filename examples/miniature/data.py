@@ -22,17 +22,17 @@ CHECKPOINT = Path(__file__).parents[2] / "diffusiongemma_vllm" / "miniature"
 
 # task: (maker, share of the training examples, share of them asked to think)
 TASKS = {
-    "add": (tasks.add, 0.11, 0.0),
+    "add": (tasks.add, 0.08, 0.0),
     "add_think": (tasks.add, 0.06, 1.0),
-    "sort": (tasks.sort, 0.12, 0.1),
-    "reverse": (tasks.reverse, 0.08, 0.1),
-    "count_short": (tasks.count_short, 0.11, 0.1),
-    "count_long": (tasks.count_long, 0.14, 0.05),
-    "call_one": (tasks.call_one, 0.06, 0.15),
+    "sort": (tasks.sort, 0.14, 0.1),
+    "reverse": (tasks.reverse, 0.06, 0.1),
+    "count_short": (tasks.count_short, 0.10, 0.1),
+    "count_long": (tasks.count_long, 0.18, 0.05),
+    "call_one": (tasks.call_one, 0.05, 0.15),
     "call_two": (tasks.call_two, 0.09, 0.15),
     "tool_answer": (tasks.tool_answer, 0.05, 0.1),
-    "fill_json": (tasks.fill_json, 0.06, 0.1),
-    "gap": (tasks.gap, 0.11, 0.1),
+    "fill_json": (tasks.fill_json, 0.05, 0.1),
+    "gap": (tasks.gap, 0.12, 0.1),
     "greet": (tasks.greet, 0.02, 0.1),
 }
 SCORED = [name for name in TASKS if name != "greet"]
