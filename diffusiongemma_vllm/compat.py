@@ -139,7 +139,7 @@ def admit_requests() -> None:
 
     Removal: when vLLM lets a model state which sampling parameters it honours.
     """
-    from vllm.sampling_params import SamplingParams
+    from vllm.sampling_params import BeamSearchParams, SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
     from diffusiongemma_vllm.request import draw_seed
@@ -150,20 +150,40 @@ def admit_requests() -> None:
                 return original(self, model_config, *args, **kwargs)
             from diffusiongemma_vllm.runner.admission import check
 
-            return check(self)
+            return check(self, model_config)
 
         return validate
 
     def make_process(original: Any) -> Any:
         def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
             request = original(self, *args, **kwargs)
+            if ours(self.model_config) and request.resumable:
+                from diffusiongemma_vllm.runner.admission import refuse_resumable
+
+                refuse_resumable()
             params = request.sampling_params
-            if ours(self.model_config) and params is not None and params.seed is None:
-                params.seed = draw_seed(params.temperature)
+            if ours(self.model_config) and params is not None:
+                from diffusiongemma_vllm.runner.admission import check_tokens
+
+                check_tokens(params)
+                if params.seed is None:
+                    params.seed = draw_seed(params.temperature)
             return request
 
         return process_inputs
 
+    def make_beam(original: Any) -> Any:
+        def resolve_watermarking(self: Any, params: Any) -> Any:
+            if ours(self.model_config) and isinstance(params, BeamSearchParams):
+                from diffusiongemma_vllm.runner.admission import refuse_beams
+
+                refuse_beams()
+            return original(self, params)
+
+        return resolve_watermarking
+
+    # Beam search, online and offline, asks for its own first of all.
+    _patch(InputProcessor, "resolve_watermarking", make_beam)
     _patch(SamplingParams, "_validate_diffusion", make_check)
     _patch(SamplingParams, "_validate_structured_outputs", make_check)
     _patch(InputProcessor, "process_inputs", make_process)

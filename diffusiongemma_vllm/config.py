@@ -15,7 +15,8 @@ SOURCE = "google/diffusiongemma-26B-A4B-it"
 class DenoiseConfig:
     """How a canvas is denoised.  Source: transformers' ``DiffusionGemmaGenerationConfig``.
 
-    Temperatures fall linearly from ``t_max`` towards ``t_min``; entropies are in nats.
+    Temperatures fall linearly from ``t_max`` towards ``t_min`` over ``max_steps``; entropies are in
+    nats.  ``step_limit`` ends a canvas earlier, with the temperatures as they are.
     """
 
     canvas_length: int
@@ -26,6 +27,12 @@ class DenoiseConfig:
     entropy_bound: float
     stability_steps: int
     confidence: float
+    step_limit: int | None = None
+
+    @property
+    def last_step(self) -> int:
+        """Steps after which a canvas ends whatever it looks like."""
+        return min(self.max_steps, self.step_limit or self.max_steps)
 
     def __post_init__(self) -> None:
         for name in ("canvas_length", "vocab_size", "max_steps"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -28,6 +28,40 @@ class Canvases:
     width: Tensor
     step: Tensor
     held: Tensor
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The rules of every slot, or of N canvases: ``DenoiseConfig``'s fields as tensors [N]."""
+
+    canvas_length: Tensor
+    max_steps: Tensor
+    last_step: Tensor
+    t_min: Tensor
+    t_max: Tensor
+    entropy_bound: Tensor
+    stability_steps: Tensor
+    confidence: Tensor
+
+    @classmethod
+    def of(cls, config: DenoiseConfig, slots: int, device: torch.device) -> Knobs:
+        """The same rules for every slot."""
+        real = {"t_min": torch.float64, "t_max": torch.float64, "entropy_bound": torch.float32,
+                "confidence": torch.float32}
+        return cls(**{
+            rule.name: torch.full(
+                (slots,), getattr(config, rule.name), dtype=real.get(rule.name, torch.int64),
+                device=device,
+            )
+            for rule in fields(cls)
+        })
+
+    def at(self, slots: Tensor) -> Knobs:
+        return Knobs(*(getattr(self, rule.name)[slots] for rule in fields(self)))
+
+    def set(self, slot: int, config: DenoiseConfig) -> None:
+        for rule in fields(self):
+            getattr(self, rule.name)[slot] = getattr(config, rule.name)
 
 
 @dataclass(frozen=True)
@@ -75,9 +109,11 @@ class SlotState:
         self.greedy = zeros(slots, dtype=torch.bool)
         self.temperature = zeros(slots, dtype=torch.float32)
         self.soft = zeros(slots, length, hidden, dtype=dtype)
+        self.knobs = Knobs.of(config, slots, device)
 
-    def add(self, slot: int, options: RequestOptions) -> None:
+    def add(self, slot: int, options: RequestOptions, rules: DenoiseConfig | None = None) -> None:
         """Give a slot to a request that has nothing in the cache yet."""
+        self.knobs.set(slot, rules or self.config)
         self.phase[slot] = PREFILL
         self.seed[slot] = options.seed
         self.greedy[slot] = options.greedy
@@ -96,7 +132,7 @@ class SlotState:
         base: [N] i64, position after the last token in the cache.  noise: [N, C] i64.
         """
         row = where[:, None]
-        width = (self.limit - base).clamp(0, self.config.canvas_length)
+        width = torch.minimum(self.limit - base, self.knobs.canvas_length[slots]).clamp(min=0)
         self.phase[slots] = torch.where(where, DENOISE, self.phase[slots])
         self.tokens[slots] = torch.where(row, noise, self.tokens[slots])
         self.best[slots] = torch.where(row, -1, self.best[slots])

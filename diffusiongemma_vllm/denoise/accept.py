@@ -13,11 +13,12 @@ class EntropyBound:
     """Keep the surest positions while the entropy of all but the last of them stays in a bound.
 
     Sorted by entropy, the k surest are kept with ``sum_i H_i - max_i H_i <= bound`` (nats), which
-    bounds what the kept tokens could tell about each other.
+    bounds what the kept tokens could tell about each other.  The bound is a number, or one of every
+    canvas: [N, 1].
     Source: arXiv 2505.24857; transformers' ``EntropyBoundSampler.accept_canvas``.
     """
 
-    bound: float
+    bound: float | Tensor
 
     def __call__(self, entropy: Tensor) -> Tensor:
         """entropy: [N, C] f32, +inf at positions that do not exist  ->  [N, C] bool"""

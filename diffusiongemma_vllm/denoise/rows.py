@@ -40,6 +40,17 @@ class Temperature:
 
 
 @dataclass(frozen=True)
+class MinP:
+    """Keep each row's tokens that are at least p [R] f32 times as likely as its likeliest."""
+
+    p: Tensor
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        least = logits.amax(dim=-1) + self.p.log()
+        return logits.masked_fill(logits < least[:, None], float("-inf"))
+
+
+@dataclass(frozen=True)
 class TopK:
     """Keep each row's k most likely tokens, ties with the last of them included.
 

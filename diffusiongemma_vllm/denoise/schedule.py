@@ -12,14 +12,20 @@ class LinearSchedule:
     """Temperature falls in a line from t_max at the first step towards t_min after the last.
 
     Source: transformers' ``LinearTemperatureScheduleLogitsProcessor``, whose ``cur_step`` counts
-    the steps that remain.
+    the steps that remain.  Each field is a number, or one of every canvas: [N].
     """
 
-    t_min: float
-    t_max: float
-    max_steps: int
+    t_min: float | Tensor
+    t_max: float | Tensor
+    max_steps: int | Tensor
 
     def __call__(self, step: Tensor) -> Tensor:
         """step: [N] i64, steps already done  ->  [N] f32"""
         remaining = (self.max_steps - step).float()
-        return self.t_min + (self.t_max - self.t_min) * (remaining / self.max_steps)
+        span = self.t_max - self.t_min
+        return _single(self.t_min) + _single(span) * (remaining / self.max_steps)
+
+
+def _single(value: float | Tensor) -> float | Tensor:
+    """Tensors are f64, so that their differences round as a number's do."""
+    return value.float() if isinstance(value, Tensor) else value

@@ -19,7 +19,7 @@ from diffusiongemma_vllm.denoise.stopping import (
     StepLimit,
     Trace,
 )
-from diffusiongemma_vllm.state import Canvases, StepResult
+from diffusiongemma_vllm.state import Canvases, Knobs, StepResult
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,22 @@ class Guess:
 
 @dataclass(frozen=True)
 class DenoiseRules:
-    """The rules of a checkpoint, composed."""
+    """The rules of a checkpoint, composed, or those of N canvases side by side."""
 
     schedule: LinearSchedule
     accept: EntropyBound
     stop: Rule
 
     @classmethod
-    def of(cls, config: DenoiseConfig) -> DenoiseRules:
+    def of(cls, config: DenoiseConfig | Knobs) -> DenoiseRules:
+        bound = config.entropy_bound
         return cls(
             schedule=LinearSchedule(config.t_min, config.t_max, config.max_steps),
-            accept=EntropyBound(config.entropy_bound),
+            accept=EntropyBound(bound[:, None] if isinstance(bound, Tensor) else bound),
             stop=Either(
                 (
                     All((Settled(config.stability_steps), Confident(config.confidence))),
-                    StepLimit(config.max_steps),
+                    StepLimit(config.last_step),
                 )
             ),
         )

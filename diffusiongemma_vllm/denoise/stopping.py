@@ -1,4 +1,7 @@
-"""When a canvas is finished.  Source: transformers' ``StableAndConfidentStoppingCriteria``."""
+"""When a canvas is finished.  Source: transformers' ``StableAndConfidentStoppingCriteria``.
+
+The number in a rule is one for all canvases, or one of every canvas: [N].
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ Rule = Callable[[Trace], Tensor]
 class Settled:
     """Stop once the best guess has held still for ``steps`` steps."""
 
-    steps: int
+    steps: int | Tensor
 
     def __call__(self, trace: Trace) -> Tensor:
         return trace.held >= self.steps
@@ -38,7 +41,7 @@ class Settled:
 class Confident:
     """Stop once the mean entropy is below ``threshold`` nats."""
 
-    threshold: float
+    threshold: float | Tensor
 
     def __call__(self, trace: Trace) -> Tensor:
         return trace.mean_entropy < self.threshold
@@ -48,7 +51,7 @@ class Confident:
 class StepLimit:
     """Stop after ``steps`` steps."""
 
-    steps: int
+    steps: int | Tensor
 
     def __call__(self, trace: Trace) -> Tensor:
         return trace.step >= self.steps

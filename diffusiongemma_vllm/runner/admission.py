@@ -6,42 +6,99 @@ from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 
-DIFFUSION_KEYS = "diffusion_"
+from diffusiongemma_vllm import checkpoint
+from diffusiongemma_vllm.config import denoise_config
+from diffusiongemma_vllm.knobs import PREFIX, canvas_options
+
+CAUSAL = (
+    "the model writes a canvas at a time and was never trained to predict the next token of a "
+    "prompt; ask for logprobs of the output instead"
+)
+REASONS = {
+    "prompt_logprobs": CAUSAL,
+    "prompt_logprob_token_ids": CAUSAL,
+    "trace_decode_token_ids": "tokens are not decoded one by one; hold them with "
+    "vllm_xargs diffusion_template instead",
+    "watermarking": "watermarks are drawn token by token",
+    "structured_outputs (response_format)": "grammars are not built yet",
+}
 
 
-def refused(params: Any) -> list[str]:
-    """The options of vLLM's ``SamplingParams`` that are asked for and cannot be honoured."""
+def refused(params: Any) -> dict[str, str]:
+    """The options of vLLM's ``SamplingParams`` that cannot be honoured, each with the reason."""
     asked = {
-        "min_p": params.min_p > 0,
-        "min_tokens": params.min_tokens > 0,
-        "logit_bias": bool(params.logit_bias),
-        "bad_words": bool(params.bad_words),
-        "allowed_token_ids": bool(params.allowed_token_ids),
-        "presence_penalty": params.presence_penalty != 0,
-        "frequency_penalty": params.frequency_penalty != 0,
-        "repetition_penalty": params.repetition_penalty != 1,
-        "logprobs": params.logprobs is not None,
-        "logprob_token_ids": params.logprob_token_ids is not None,
         "prompt_logprobs": params.prompt_logprobs is not None,
         "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
-        "thinking_token_budget": params.thinking_token_budget is not None,
-        "structured_outputs (response_format)": params.structured_outputs is not None,
         "trace_decode_token_ids": params.trace_decode_token_ids is not None,
         "watermarking": params.watermarking is True,
+        "structured_outputs (response_format)": params.structured_outputs is not None,
     }
-    extra = params.extra_args or {}
-    asked |= {key: True for key in extra if key.startswith(DIFFUSION_KEYS)}
-    return [name for name, used in asked.items() if used]
+    return {name: REASONS[name] for name, used in asked.items() if used}
 
 
-def check(params: Any) -> None:
+def check(params: Any, model_config: Any) -> None:
     """Raises VLLMValidationError (HTTP 400) naming every option that cannot be honoured."""
-    options = refused(params)
-    if options:
+    reasons = refused(params)
+    if reasons:
+        said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise VLLMValidationError(
-            f"DiffusionGemma does not support {', '.join(options)}: a canvas is denoised as a "
-            "whole, and these options are not built for it yet. Drop them from the request; "
-            "temperature, top_k, top_p, seed, max_tokens, stop, stop_token_ids, ignore_eos and n "
-            "are supported.",
-            parameter=options[0],
+            f"DiffusionGemma does not support {', '.join(reasons)}. Drop what is not supported "
+            f"from the request. {said}.",
+            parameter=next(iter(reasons)),
         )
+    check_knobs(params, model_config)
+
+
+def check_knobs(params: Any, model_config: Any) -> None:
+    """Raises VLLMValidationError for a ``diffusion_*`` argument that is unknown or out of range."""
+    extra = params.extra_args or {}
+    if not any(key.startswith(PREFIX) for key in extra):
+        return
+    server = denoise_config(
+        checkpoint.generation_config(model_config),
+        canvas_length=model_config.hf_config.canvas_length,
+        vocab_size=model_config.get_vocab_size(), max_steps=None,
+    )
+    try:
+        asked = canvas_options(extra, server)
+    except ValueError as error:
+        raise VLLMValidationError(f"vllm_xargs: {error}", parameter="vllm_xargs") from None
+    if asked.constrained and not params.logprob_token_ids:
+        raise VLLMValidationError(
+            "vllm_xargs: diffusion_constrained must come with logprob_token_ids, the tokens that "
+            "may be written", parameter="vllm_xargs",
+        )
+
+
+def check_tokens(params: Any) -> None:
+    """Raises VLLMValidationError where the options together leave no token to write.
+
+    Called once vLLM has filled in stop tokens and the tokens of bad words.
+    """
+    if not params.allowed_token_ids:
+        return
+    barred = {word[-1] for word in params.bad_words_token_ids or ()}
+    if params.min_tokens > 0:
+        barred |= params.all_stop_token_ids
+    if barred.issuperset(params.allowed_token_ids):
+        raise VLLMValidationError(
+            "allowed_token_ids leaves no token to write beside bad_words and min_tokens, which bar "
+            "the end of the text; allow at least one more token",
+            parameter="allowed_token_ids",
+        )
+
+
+def refuse_beams() -> None:
+    raise VLLMValidationError(
+        "DiffusionGemma does not support beam search (use_beam_search): a beam grows token by "
+        "token, a canvas is written as a whole. Drop it, or ask for several answers with n",
+        parameter="use_beam_search",
+    )
+
+
+def refuse_resumable() -> None:
+    raise VLLMValidationError(
+        "DiffusionGemma does not support streaming input (resumable requests): a canvas is written "
+        "for a whole prompt. Send the prompt in one piece",
+        parameter="resumable",
+    )

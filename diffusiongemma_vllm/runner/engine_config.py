@@ -67,7 +67,7 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
         "watermark_config": vllm_config.watermark_config is not None
         and "watermarks are drawn token by token; drop --watermark-config",
         "logprobs_mode": model.logprobs_mode.startswith("processed")
-        and "log-probabilities are not supported yet; drop --logprobs-mode",
+        and "log-probabilities are the model's own; use raw_logprobs or raw_logits",
         "runner": model.runner_type != "generate"
         and "the model only generates text; drop --runner and --convert",
     }

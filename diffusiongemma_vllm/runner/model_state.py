@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.inputs import StepInputs
+from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
 from diffusiongemma_vllm.state import SlotState
 
@@ -48,7 +49,12 @@ class DiffusionGemmaModelState(ModelState):
         )
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
-        return DiffusionSampler(self.config, self.slots, self.model, sampler.req_states), None
+        ours = DiffusionSampler(
+            self.config, self.slots, self.model, sampler.req_states,
+            marks=_marks(self.vllm_config.reasoning_config),
+            logprobs=self.model_config.logprobs_mode == "raw_logprobs",
+        )
+        return ours, None
 
     def prepare_inputs_embeds(
         self, scheduled_encoder_inputs: dict[str, list[int]], input_batch: InputBatch,
@@ -103,3 +109,14 @@ class DiffusionGemmaModelState(ModelState):
             kv_cache_config=kv_cache_config,
             causal=self.inputs.set_modes(self.slots, input_batch.idx_mapping[:count], padded),
         )
+
+
+def _marks(config: Any) -> ThoughtMarks | None:
+    """config: vLLM's ``ReasoningConfig``, which knows the tokens once it is enabled."""
+    if config is None or not config.enabled:
+        return None
+    return ThoughtMarks(
+        opens=config.reasoning_start_token_ids[0],
+        closes=config.natural_reasoning_end_token_ids[0],
+        ends=tuple(config.reasoning_end_token_ids),
+    )

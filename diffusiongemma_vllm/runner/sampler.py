@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.states import RequestState
@@ -15,15 +17,44 @@ from vllm.v1.worker.gpu.states import RequestState
 from diffusiongemma_kernels.row_probs.op import row_probs
 from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
 from diffusiongemma_vllm.config import DenoiseConfig
-from diffusiongemma_vllm.denoise import rows
+from diffusiongemma_vllm.denoise import edits, rows
+from diffusiongemma_vllm.denoise.edits import Edit, Pin, Scene
 from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters
+from diffusiongemma_vllm.denoise.schedule import LinearSchedule
+from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.soft_embed import soft_embed
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
+from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
 from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.request import RequestOptions, request_options
+from diffusiongemma_vllm.runner.edits import ThoughtMarks, build
+from diffusiongemma_vllm.runner.scores import gather
 from diffusiongemma_vllm.state import COMMIT, DENOISE, PREFILL, Canvases, SlotState
 
 TILE_CANVASES = 4  # canvases whose [rows, vocabulary] logits are in memory at a time
+
+
+@dataclass(frozen=True)
+class Special:
+    """A request that does more than denoise: what its slot needs of it, on the device.
+
+    start: [C] i64, what its first canvas starts from, if not from noise.
+    """
+
+    options: RequestOptions
+    edits: tuple[Edit, ...]
+    pin: Pin | None
+    start: Tensor | None
+    score_ids: Tensor | None
+
+    @property
+    def bends(self) -> bool:
+        """Whether tokens are drawn from other distributions than the model's."""
+        return self.options.filtered or bool(self.edits)
+
+    @property
+    def any(self) -> bool:
+        return self.bends or self.start is not None or self.options.scores is not None
 
 
 class DiffusionSampler:
@@ -34,23 +65,46 @@ class DiffusionSampler:
     """
 
     def __init__(
-        self, config: DenoiseConfig, state: SlotState, model: Any, req_states: RequestState
+        self, config: DenoiseConfig, state: SlotState, model: Any, req_states: RequestState,
+        *, marks: ThoughtMarks | None = None, logprobs: bool = True,
     ) -> None:
+        """marks: how thoughts are closed.  logprobs: tell log-probabilities, else logits."""
         self.config = config
-        self.rules = DenoiseRules.of(config)
         self.state = state
         self.model = model
         self.req_states = req_states
+        self.marks = marks
+        self.logprobs = logprobs
         self.softcap = float(model.text_config.final_logit_softcapping)
-        self.filtered: dict[int, RequestOptions] = {}
+        self.special: dict[int, Special] = {}
         self.penalties_state = SimpleNamespace(output_bin_counts=None)  # read by the runner
 
     def add_request(self, slot: int, params: Any) -> None:
         options = request_options(params)
-        self.state.add(slot, options)
-        self.filtered.pop(slot, None)
-        if options.filtered:
-            self.filtered[slot] = options
+        asked = canvas_options(params.extra_args, self.config)
+        self.state.add(slot, options, asked.rules)
+        special = self._special(options, asked)
+        self.special.pop(slot, None)
+        if special.any:
+            self.special[slot] = special
+
+    def _special(self, options: RequestOptions, asked: CanvasOptions) -> Special:
+        device = self.state.phase.device
+
+        def tokens(ids: tuple[int, ...]) -> Tensor | None:
+            return torch.tensor(ids, device=device) if ids else None
+
+        if asked.constrained:
+            options = replace(options, only=options.score_ids)
+        template = tokens(asked.template)
+        pin = None if template is None else Pin(template)
+        own = build(options, device, self.marks)
+        start = tokens(asked.seed_canvas)
+        if start is not None:
+            start = pad(start, (0, self.config.canvas_length - len(start)))
+        return Special(
+            options, own if pin is None else (*own, pin), pin, start, tokens(options.score_ids)
+        )
 
     def apply_staged_writes(self) -> None:
         """Nothing is staged: ``add_request`` writes its slot."""
@@ -66,22 +120,24 @@ class DiffusionSampler:
         prompt_done = (phase == PREFILL) & (ends >= self.req_states.prefill_len.gpu[slots])
         sampled = torch.zeros(count, length, dtype=torch.int32, device=hidden.device)
         emitted = torch.zeros(count, dtype=torch.int32, device=hidden.device)
+        scores = None
         if batch.num_draft_tokens:
             widths = np.diff(batch.cu_num_logits_np[: count + 1])
             canvases = int((widths > 0).sum())
-            best, tokens = self._denoise(
-                self._whole(hidden, widths[:canvases]), slots[:canvases],
-                batch.idx_mapping_np[:canvases], denoising[:canvases],
-            )
+            whole = self._whole(hidden, widths[:canvases])
+            own = batch.idx_mapping_np[:canvases]
+            best, tokens = self._denoise(whole, slots[:canvases], own, denoising[:canvases])
             sampled[:canvases] = best
             emitted[:canvases] = tokens
+            scores = gather(self._scores(whole, best, own), count, length)
         elif hidden.shape[0]:
             self._rehearse(hidden)
         begins = prompt_done | (phase == COMMIT)
-        self.state.begin(slots, ends, self._noise(slots, ends, torch.zeros_like(ends)), begins)
+        fresh = self._start(slots, batch.idx_mapping_np[:count], ends)
+        self.state.begin(slots, ends, fresh, begins)
         return SamplerOutput(
             sampled_token_ids=sampled,
-            logprobs_tensors=None,
+            logprobs_tensors=scores,
             num_nans=None,
             num_sampled=emitted,
             num_rejected=torch.where(denoising, starts.diff(), 0).to(torch.int32),
@@ -117,15 +173,17 @@ class DiffusionSampler:
         for tile in self._tiles(slots_np):
             self._guess_tile(hidden, canvas, slots, slots_np, tile, guess, soft)
         noise = self._noise(slots, canvas.base, canvas.step + 1)
-        result = denoise(self.rules, canvas, guess, noise)
+        rules = DenoiseRules.of(self.state.knobs.at(slots))
+        result = denoise(rules, canvas, guess, noise)
         self.state.apply(slots, result, soft, denoising)
         length_out = torch.where(denoising & result.done, canvas.width, 0)
         return result.best.to(torch.int32), length_out.to(torch.int32)
 
     def _tiles(self, slots_np: np.ndarray) -> list[list[int]]:
-        """Groups of canvases; those that filter their tokens are kept apart."""
-        plain = [i for i, slot in enumerate(slots_np.tolist()) if slot not in self.filtered]
-        others = [i for i, slot in enumerate(slots_np.tolist()) if slot in self.filtered]
+        """Groups of canvases; those with distributions of their own are kept apart."""
+        bent = {slot for slot, special in self.special.items() if special.bends}
+        plain = [i for i, slot in enumerate(slots_np.tolist()) if slot not in bent]
+        others = [i for i, slot in enumerate(slots_np.tolist()) if slot in bent]
         return [
             group[i : i + TILE_CANVASES]
             for group in (plain, others)
@@ -142,14 +200,21 @@ class DiffusionSampler:
         if tile[-1] - tile[0] + 1 != len(tile):
             pick = torch.tensor(tile, device=hidden.device)
         step, own = canvas.step[pick], slots[pick]
-        heat = self.rules.schedule(step) * self.state.temperature[own]
+        knobs = self.state.knobs.at(own)
+        schedule = LinearSchedule(knobs.t_min, knobs.t_max, knobs.max_steps)
+        heat = schedule(step) * self.state.temperature[own]
         temperature = heat.repeat_interleave(length, output_size=len(tile) * length)
         seed = self.state.seed[own].repeat_interleave(length, output_size=len(tile) * length)
         counter = counters(canvas.base[pick], step, length, SAMPLE).flatten()
         logits = self.model.project(hidden[pick].flatten(0, 1))
         softcap: float | None = self.softcap
-        if int(slots_np[tile[0]]) in self.filtered:
-            logits = self._filter(logits, temperature, [int(slots_np[i]) for i in tile])
+        special = [self.special.get(int(slots_np[i])) for i in tile]
+        if special[0] is not None and special[0].bends:
+            logits = self._capped(logits)
+            for i, place in enumerate(tile):
+                mine = slice(i * length, (i + 1) * length)
+                logits[mine] = self._edit(logits[mine], canvas, int(slots_np[place]), place)
+            logits = self._filter(logits, temperature, [one.options for one in special if one])
             temperature, softcap = torch.ones_like(temperature), None
         stats = row_stats(logits, temperature, seed, counter, softcap=softcap)
         weight = self.model.embedding
@@ -164,19 +229,72 @@ class DiffusionSampler:
         guess.entropy[pick] = stats.entropy.view(shape)
         soft[pick] = mixed.view(*shape, -1)
 
-    def _filter(self, logits: Tensor, temperature: Tensor, slots: list[int]) -> Tensor:
-        """Softcap, temperature, top-k and top-p.   [R, V]  ->  [R, V] f32"""
-        device, length = logits.device, self.config.canvas_length
-        options = [self.filtered[slot] for slot in slots]
-        top_k = torch.tensor([o.top_k for o in options], device=device)
-        top_p = torch.tensor([o.top_p for o in options], device=device)
-        ops = (
-            rows.Softcap(self.softcap),
-            rows.Temperature(temperature),
-            rows.TopK(top_k.repeat_interleave(length)),
-            rows.TopP(top_p.repeat_interleave(length)),
+    def _capped(self, logits: Tensor) -> Tensor:
+        """[R, V]  ->  [R, V] f32"""
+        return rows.Softcap(self.softcap)(logits.float())
+
+    def _edit(self, logits: Tensor, canvas: Canvases, slot: int, place: int) -> Tensor:
+        """What a request makes of the softcapped logits [C, V] of its canvas, number ``place``."""
+        return edits.run(
+            self.special[slot].edits, logits,
+            self._scene(slot, canvas.base[place], canvas.best[place], canvas.width[place]),
         )
-        return rows.run(ops, logits.float())
+
+    def _scene(self, slot: int, base: Tensor, guess: Tensor, width: Tensor) -> Scene:
+        prompt = int(self.req_states.prompt_len.np[slot])
+        return Scene(self.req_states.all_token_ids.gpu[slot], base, prompt, guess, width)
+
+    def _filter(
+        self, logits: Tensor, temperature: Tensor, options: list[RequestOptions]
+    ) -> Tensor:
+        """Temperature, min-p, top-k and top-p.   [R, V] f32  ->  [R, V] f32"""
+        device, length = logits.device, self.config.canvas_length
+
+        def each(name: str) -> Tensor:
+            value = torch.tensor([getattr(one, name) for one in options], device=device)
+            return value.repeat_interleave(length)
+
+        ops: list[rows.RowOp] = [rows.Temperature(temperature)]
+        if any(one.min_p for one in options):
+            ops.append(rows.MinP(each("min_p")))
+        if any(one.top_k or one.top_p < 1.0 for one in options):
+            ops += [rows.TopK(each("top_k")), rows.TopP(each("top_p"))]
+        return rows.run(ops, logits)
+
+    def _scores(
+        self, hidden: Tensor, text: Tensor, slots_np: np.ndarray
+    ) -> list[Scores | None]:
+        """Log-probabilities of ``text`` [N, C], for the requests that ask."""
+        length = self.config.canvas_length
+        parts: list[Scores | None] = []
+        for i, slot in enumerate(slots_np.tolist()):
+            special = self.special.get(slot)
+            if special is None or special.options.scores is None:
+                parts.append(None)
+                continue
+            logits = self._capped(self.model.project(hidden[i * length : (i + 1) * length]))
+            parts.append(
+                score(
+                    logits, text[i].long(), likely=special.options.scores, ids=special.score_ids,
+                    normalized=self.logprobs,
+                )
+            )
+        return parts
+
+    def _start(self, slots: Tensor, slots_np: np.ndarray, base: Tensor) -> Tensor:
+        """What new canvases at ``base`` [N] start from.   ->  [N, C] i64"""
+        tokens = self._noise(slots, base, torch.zeros_like(base))
+        for i, slot in enumerate(slots_np.tolist()):
+            special = self.special.get(slot)
+            if special is None:
+                continue
+            scene = self._scene(slot, base[i], tokens[i], base[i])
+            if special.start is not None:
+                tokens[i] = torch.where(base[i] == scene.prompt, special.start, tokens[i])
+            if special.pin is not None:
+                held = special.pin.at(scene)
+                tokens[i] = torch.where(held >= 0, held, tokens[i])
+        return tokens
 
     def _noise(self, slots: Tensor, base: Tensor, step: Tensor) -> Tensor:
         """Uniform tokens for the canvases at ``base`` [N].   ->  [N, C] i64"""

@@ -29,7 +29,8 @@ class CanvasScheduler(Scheduler):
 
     def width(self, request: Request) -> int:
         """Tokens of the request's next canvas: fewer than a canvas where the context ends."""
-        return max(0, min(self.canvas_length, self.max_model_len - request.num_tokens))
+        length = canvas_length(request) or self.canvas_length
+        return max(0, min(length, self.max_model_len - request.num_tokens))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         # Canvases first: the token budget holds one for every request, prompts share the rest.
@@ -113,6 +114,13 @@ class AsyncCanvasScheduler(CanvasScheduler, AsyncScheduler):
             request.next_decode_eligible_step = max(
                 request.next_decode_eligible_step, self.current_step + 2
             )
+
+
+def canvas_length(request: Request) -> int | None:
+    """The length that the request asks for, checked at admission."""
+    params = request.sampling_params
+    extra = params.extra_args if params is not None else None
+    return (extra or {}).get("diffusion_canvas_length")
 
 
 def scheduler(*args: Any, **kwargs: Any) -> CanvasScheduler:

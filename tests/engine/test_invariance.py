@@ -9,8 +9,10 @@ KINDS = [
     dict(temperature=0.0), dict(temperature=0.7), dict(temperature=1.0),
     dict(temperature=1.0, top_k=20), dict(temperature=0.7, top_p=0.9),
     dict(temperature=1.0, top_k=50, top_p=0.8),
+    dict(frequency_penalty=0.5, repetition_penalty=1.3, min_p=0.01, logprobs=2),
+    dict(logit_bias={7: 4.0}, extra_args={"diffusion_canvas_length": 20, "diffusion_t_max": 2.0}),
 ]
-LENGTHS = [5, 30, 100, 64, 41, 80]
+LENGTHS = [5, 30, 100, 64, 41, 80, 33, 18]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ def test_beside_strangers_and_queueing(llm, asks, alone):
 
 
 def test_in_another_order(llm, asks, alone, prompts):
-    order = [4, 2, 5, 0, 3, 1]
+    order = [4, 7, 2, 5, 0, 6, 3, 1]
     strangers = [ask(prompts(9 * i), max_tokens=40) for i in (1, 7)]
     found = texts(serve(llm, [strangers[0], *(asks[i] for i in order), strangers[1]]))[1:-1]
     assert found == [alone[i] for i in order]

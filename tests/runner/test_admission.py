@@ -9,7 +9,7 @@ from vllm.plugins import load_general_plugins
 from vllm.sampling_params import StructuredOutputsParams
 
 from diffusiongemma_vllm.compat import ARCHITECTURE
-from diffusiongemma_vllm.runner.admission import check
+from diffusiongemma_vllm.runner.admission import check, check_tokens
 
 load_general_plugins()
 OURS = SimpleNamespace(architectures=[ARCHITECTURE], is_diffusion=True)
@@ -17,19 +17,8 @@ OTHER_DIFFUSION = SimpleNamespace(architectures=["OtherDiffusion"], is_diffusion
 ORDINARY = SimpleNamespace(architectures=["LlamaForCausalLM"], is_diffusion=False)
 
 REFUSED = {
-    "min_p": 0.1,
-    "min_tokens": 3,
-    "logit_bias": {5: 1.0},
-    "bad_words": ["x"],
-    "allowed_token_ids": [1, 2],
-    "presence_penalty": 0.5,
-    "frequency_penalty": -0.5,
-    "repetition_penalty": 1.1,
-    "logprobs": 0,
-    "logprob_token_ids": [4],
     "prompt_logprobs": 1,
     "prompt_logprob_token_ids": [4],
-    "thinking_token_budget": 10,
     "structured_outputs": StructuredOutputsParams(regex="a+"),
     "trace_decode_token_ids": [1, 2],
     "watermarking": True,
@@ -39,6 +28,10 @@ SERVED = {
     "seed": [0, 7, 2**62], "n": [2], "max_tokens": [1, 1000, None], "stop": ["x", ["x", "y"]],
     "stop_token_ids": [[1, 2]], "ignore_eos": [True], "include_stop_str_in_output": [True],
     "skip_special_tokens": [False], "spaces_between_special_tokens": [False],
+    "min_p": [0.0, 0.1], "min_tokens": [3], "logit_bias": [{5: 1.0}], "bad_words": [["x"]],
+    "allowed_token_ids": [[1, 2]], "presence_penalty": [0.5, -2.0], "frequency_penalty": [-0.5],
+    "repetition_penalty": [1.1], "logprobs": [0, 5, -1], "logprob_token_ids": [[4]],
+    "thinking_token_budget": [0, 10],
     "detokenize": [False], "skip_reading_prefix_cache": [True], "extra_args": [{"mine": 1}],
 }
 # Of no effect on which tokens come out, or only together with an option that is refused.
@@ -51,23 +44,32 @@ ELSEWHERE = {
 @pytest.mark.parametrize("option", REFUSED)
 def test_an_option_that_cannot_be_honoured_is_refused(option):
     with pytest.raises(VLLMValidationError) as error:
-        check(SamplingParams(**{option: REFUSED[option]}))
+        check(SamplingParams(**{option: REFUSED[option]}), OURS)
     message = str(error.value)
     assert f"does not support {option}" in message
-    assert "Drop them from the request; temperature, top_k" in message
+    assert "Drop what is not supported from the request." in message
     assert error.value.parameter.startswith(option)
 
 
 def test_every_option_is_named():
-    with pytest.raises(VLLMValidationError, match="min_p, logprobs, diffusion_steps:"):
-        check(SamplingParams(min_p=0.1, logprobs=2, extra_args={"diffusion_steps": 3}))
+    with pytest.raises(VLLMValidationError, match="prompt_logprobs, watermarking.*: the model"):
+        check(SamplingParams(prompt_logprobs=2, watermarking=True), OURS)
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [(name, value) for name, values in SERVED.items() for value in values]
 )
 def test_an_option_that_is_honoured_is_let_in(option, value):
-    check(SamplingParams(**{option: value}))
+    check(SamplingParams(**{option: value}), OURS)
+
+
+def test_tokens_must_be_left_to_write():
+    params = SamplingParams(allowed_token_ids=[1, 2], min_tokens=1, stop_token_ids=[1])
+    check_tokens(params)
+    params._bad_words_token_ids = [[7, 2]]
+    with pytest.raises(VLLMValidationError, match="allowed_token_ids leaves no token"):
+        check_tokens(params)
+    check_tokens(SamplingParams())
 
 
 @pytest.mark.parametrize(
@@ -80,8 +82,8 @@ def test_every_option_of_this_vllm_is_accounted_for(option):
 
 def test_vllms_own_refusal_is_replaced_for_ours():
     SamplingParams(temperature=0.3, seed=5)._validate_diffusion(OURS)
-    with pytest.raises(VLLMValidationError, match="DiffusionGemma does not support min_p"):
-        SamplingParams(min_p=0.2)._validate_diffusion(OURS)
+    with pytest.raises(VLLMValidationError, match="does not support prompt_logprobs"):
+        SamplingParams(prompt_logprobs=2)._validate_diffusion(OURS)
     constrained = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a"))
     with pytest.raises(VLLMValidationError, match=r"structured_outputs \(response_format\)"):
         constrained._validate_structured_outputs(OURS, None, None)
@@ -136,7 +138,8 @@ def test_only_ours_draw_a_seed(monkeypatch, model, seed, temperature, drawn):
     cell = next(c for c in patched.__closure__ if c.cell_contents is patched.__wrapped__)
     kept = cell.cell_contents
     params = SamplingParams(seed=seed, temperature=temperature)
-    cell.cell_contents = lambda self, *a, **k: SimpleNamespace(sampling_params=params)
+    request = SimpleNamespace(sampling_params=params, resumable=False)
+    cell.cell_contents = lambda self, *a, **k: request
     try:
         request = patched(SimpleNamespace(model_config=model))
     finally:
@@ -144,3 +147,25 @@ def test_only_ours_draw_a_seed(monkeypatch, model, seed, temperature, drawn):
     assert (request.sampling_params.seed != seed) == drawn
     if temperature == 0.0:
         assert request.sampling_params.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "says"),
+    [("process_inputs", SimpleNamespace(sampling_params=None, resumable=True), "streaming input"),
+     ("resolve_watermarking", None, "beam search")],
+)
+def test_streaming_input_and_beams_are_refused_for_ours_alone(name, answer, says):
+    from vllm.sampling_params import BeamSearchParams
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    patched = getattr(InputProcessor, name)
+    cell = next(c for c in patched.__closure__ if c.cell_contents is patched.__wrapped__)
+    kept = cell.cell_contents
+    cell.cell_contents = lambda self, *a, **k: answer
+    params = BeamSearchParams(beam_width=2, max_tokens=3)
+    try:
+        assert patched(SimpleNamespace(model_config=ORDINARY), params) is answer
+        with pytest.raises(VLLMValidationError, match=says):
+            patched(SimpleNamespace(model_config=OURS), params)
+    finally:
+        cell.cell_contents = kept

@@ -150,6 +150,7 @@ def patched():
             "self", "model_config", "structured_outputs_config", "tokenizer",
         ],
         InputProcessor.process_inputs: ["self", "request_id", "prompt", "params"],
+        InputProcessor.resolve_watermarking: ["self", "params"],
     }
 
 
@@ -178,6 +179,10 @@ def test_vllm_still_calls_what_is_patched():
 
     for module in (async_llm, llm_engine):
         assert "input_processor.process_inputs(" in inspect.getsource(module)
+    from vllm.entrypoints.generate.beam_search import offline, online
+
+    for module in (offline, online):
+        assert "input_processor.resolve_watermarking(params)" in inspect.getsource(module)
 
 
 def test_vllms_config_hook_is_replaced_and_still_called():
@@ -221,6 +226,6 @@ def test_a_released_slot_forgets_its_filters(sampler):
     from vllm import SamplingParams
 
     sampler.add_request(0, SamplingParams(top_k=3, seed=1))
-    assert 0 in sampler.filtered
+    assert 0 in sampler.special
     sampler.add_request(0, SamplingParams(seed=1))
-    assert 0 not in sampler.filtered
+    assert 0 not in sampler.special

@@ -141,7 +141,7 @@ def test_steps_alone_leave_the_canvas_to_the_checkpoint(configure):
     ("options", "sentence"),
     [
         ({"tensor_parallel_size": 2}, "with tensor_parallel_size: only one GPU .* --data-parallel"),
-        ({"logprobs_mode": "processed_logprobs"}, "log-probabilities are not supported yet; drop"),
+        ({"logprobs_mode": "processed_logprobs"}, "log-probabilities are the model.s own"),
         ({"scheduler_cls": "a.B"}, "canvases need our own scheduler; drop --scheduler-cls"),
         ({"logits_processors": ["a:B"]}, "not supported on a canvas; drop --logits-processors"),
     ],
