@@ -60,7 +60,7 @@ def asked() -> dict[str, Any]:
     return _ASKED.get()
 
 
-def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+def patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     original = getattr(owner, name)
     if getattr(original, MARK, False):
         return
@@ -90,7 +90,7 @@ def record_engine_args() -> None:
 
         return create_engine_config
 
-    _patch(EngineArgs, "create_engine_config", make)
+    patch(EngineArgs, "create_engine_config", make)
 
 
 def _given(args: Any) -> dict[str, Any]:
@@ -183,10 +183,30 @@ def admit_requests() -> None:
         return resolve_watermarking
 
     # Beam search, online and offline, asks for its own first of all.
-    _patch(InputProcessor, "resolve_watermarking", make_beam)
-    _patch(SamplingParams, "_validate_diffusion", make_check)
-    _patch(SamplingParams, "_validate_structured_outputs", make_check)
-    _patch(InputProcessor, "process_inputs", make_process)
+    patch(InputProcessor, "resolve_watermarking", make_beam)
+    patch(SamplingParams, "_validate_diffusion", make_check)
+    patch(SamplingParams, "_validate_structured_outputs", make_check)
+    patch(InputProcessor, "process_inputs", make_process)
+
+
+def watch_frontends() -> None:
+    """Have answers carry our reports wherever requests for DiffusionGemma come in.
+
+    Removal: when ``CompletionOutput`` has room for what a model tells.
+    """
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    def make(original: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            if ours(self.model_config):
+                from diffusiongemma_vllm.runner import answers
+
+                answers.install()
+
+        return __init__
+
+    patch(InputProcessor, "__init__", make)
 
 
 def override_config_hook() -> None:

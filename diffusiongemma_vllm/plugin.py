@@ -22,4 +22,5 @@ def register() -> None:
     compat.override_config_hook()
     compat.record_engine_args()
     compat.admit_requests()
+    compat.watch_frontends()
     registration.register()

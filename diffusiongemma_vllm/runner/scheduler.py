@@ -17,6 +17,11 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
+from diffusiongemma_vllm import checkpoint
+from diffusiongemma_vllm.config import denoise_config
+from diffusiongemma_vllm.knobs import canvas_options
+from diffusiongemma_vllm.runner.report import KEY, Report
+
 
 class CanvasScheduler(Scheduler):
     """Schedules whole canvases, never a cut one."""
@@ -26,10 +31,28 @@ class CanvasScheduler(Scheduler):
         diffusion = self.vllm_config.diffusion_config
         assert diffusion is not None, "the config hook makes one"
         self.canvas_length = diffusion.canvas_length
+        self.rules = denoise_config(
+            checkpoint.generation_config(self.vllm_config.model_config),
+            canvas_length=diffusion.canvas_length,
+            vocab_size=self.vllm_config.model_config.get_vocab_size(),
+            max_steps=diffusion.max_denoising_steps,
+        )
+        self.reports: dict[str, Report] = {}
+
+    def add_request(self, request: Request) -> None:
+        params = request.sampling_params
+        asked = canvas_options(None if params is None else params.extra_args, self.rules)
+        self.reports[request.request_id] = Report(asked.rules)
+        super().add_request(request)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        freed = super()._free_request(request, *args, **kwargs)
+        self.reports.pop(request.request_id, None)
+        return freed
 
     def width(self, request: Request) -> int:
         """Tokens of the request's next canvas: fewer than a canvas where the context ends."""
-        length = canvas_length(request) or self.canvas_length
+        length = self.reports[request.request_id].rules.canvas_length
         return max(0, min(length, self.max_model_len - request.num_tokens))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -47,6 +70,7 @@ class CanvasScheduler(Scheduler):
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.disown(request)
+        self.reports[request.request_id].restart()
         super()._preempt_request(request, *args, **kwargs)
 
     def disown(self, request: Request) -> None:
@@ -73,19 +97,31 @@ class CanvasScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> Any:
         drafted = scheduler_output.scheduled_spec_decode_tokens
-        for request_id in list(drafted):
+        told = {}
+        for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests.get(request_id)
             if request is None or request.num_stale_output_tokens > 0:
                 continue
             start = request.num_computed_tokens - request.num_in_flight_tokens
-            if start < request.num_tokens:
+            commit = start < request.num_tokens
+            if commit and request_id in drafted:
                 del drafted[request_id]  # these rows were a commit: nothing to reject
-        return super().update_from_output(scheduler_output, model_runner_output)
+            report = told[request_id] = self.reports[request_id]
+            report.forward(denoised=request_id in drafted)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for some in outputs.values():
+            for output in some.outputs:
+                if output.request_id in told:
+                    known = output.kv_transfer_params or {}
+                    output.kv_transfer_params = known | {KEY: told[output.request_id].told()}
+        return outputs
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         width = len(new_token_ids)
+        if not is_stale:
+            self.reports[request.request_id].emit(width, width=self.width(request))
         result = Scheduler._update_request_with_output(self, request, new_token_ids)
         if not is_stale:
             self.uncommit(request, width)
@@ -114,13 +150,6 @@ class AsyncCanvasScheduler(CanvasScheduler, AsyncScheduler):
             request.next_decode_eligible_step = max(
                 request.next_decode_eligible_step, self.current_step + 2
             )
-
-
-def canvas_length(request: Request) -> int | None:
-    """The length that the request asks for, checked at admission."""
-    params = request.sampling_params
-    extra = params.extra_args if params is not None else None
-    return (extra or {}).get("diffusion_canvas_length")
 
 
 def scheduler(*args: Any, **kwargs: Any) -> CanvasScheduler:

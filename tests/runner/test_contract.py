@@ -151,6 +151,7 @@ def patched():
         ],
         InputProcessor.process_inputs: ["self", "request_id", "prompt", "params"],
         InputProcessor.resolve_watermarking: ["self", "params"],
+        InputProcessor.__init__: ["self", "vllm_config"],
     }
 
 
@@ -165,8 +166,34 @@ def test_a_patched_function_still_has_the_signature_expected(function, leading):
 
 
 def test_every_patch_is_listed_above():
-    names = set(re.findall(r"_patch\(\w+, \"(\w+)\"", inspect.getsource(compat)))
+    names = set(re.findall(r"patch\(\w+, \"(\w+)\"", inspect.getsource(compat)))
     assert names == {function.__name__ for function in patched()}
+
+
+def test_what_carries_the_reports_still_fits():
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.v1.engine.output_processor import RequestState
+
+    for function, leading in {
+        RequestState.make_request_output: [
+            "self", "new_token_ids", "pooling_output", "finish_reason", "stop_reason",
+            "kv_transfer_params",
+        ],
+        OpenAIServingChat.chat_completion_full_generator: ["self", "request", "result_generator"],
+        OpenAIServingChat.chat_completion_stream_generator: ["self", "request", "result_generator"],
+        OpenAIServingCompletion.completion_stream_generator: [
+            "self", "request", "engine_inputs", "result_generator",
+        ],
+        OpenAIServingCompletion.request_output_to_completion_response: [
+            "self", "final_res_batch", "request",
+        ],
+    }.items():
+        original = inspect.unwrap(function)
+        assert list(inspect.signature(original).parameters)[: len(leading)] == leading
+    assert "self._new_completion_output(" in inspect.getsource(
+        inspect.unwrap(RequestState.make_request_output)
+    )
 
 
 def test_vllm_still_calls_what_is_patched():

@@ -1,0 +1,46 @@
+"""What a request's text cost: told with every piece of it, under ``KEY``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusiongemma_vllm.config import DenoiseConfig
+
+KEY = "diffusion"  # in vLLM's kv_transfer_params, and the field that clients read
+
+
+@dataclass
+class Report:
+    """Kept by the scheduler for one request, whose canvases follow ``rules``.
+
+    forwards: of prompt, canvases and committed text, those before a preemption too.
+    canvases: for each that gave text, its denoise ``steps``, the ``tokens`` it gave, and why it
+        ``stopped``: "settled" before the step limit, at the "step_limit", or with its
+        "constraint" met by the beginning alone.
+    """
+
+    rules: DenoiseConfig
+    forwards: int = 0
+    canvases: list[dict[str, Any]] = field(default_factory=list)
+    _steps: int = 0
+
+    def forward(self, *, denoised: bool) -> None:
+        self.forwards += 1
+        self._steps += denoised
+
+    def restart(self) -> None:
+        """The canvas under way is lost to a preemption."""
+        self._steps = 0
+
+    def emit(self, tokens: int, *, width: int) -> None:
+        """A canvas of ``width`` tokens gave text."""
+        stopped = "step_limit" if self._steps >= self.rules.last_step else "settled"
+        if tokens < width:
+            stopped = "constraint"
+        self.canvases.append({"steps": self._steps, "tokens": tokens, "stopped": stopped})
+        self._steps = 0
+
+    def told(self) -> dict[str, Any]:
+        """A copy for the output."""
+        return {"forwards": self.forwards, "canvases": [dict(canvas) for canvas in self.canvases]}
