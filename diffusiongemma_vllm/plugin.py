@@ -16,11 +16,14 @@ def register() -> None:
     compat.check_version()
     from vllm.model_executor.models import ModelRegistry
 
+    from diffusiongemma_vllm.model import nvfp4
     from diffusiongemma_vllm.parsers import registration
 
     ModelRegistry.register_model(compat.ARCHITECTURE, MODEL)
+    nvfp4.register()
     compat.override_config_hook()
     compat.record_engine_args()
     compat.admit_requests()
+    compat.compile_by_back_end()
     compat.watch_frontends()
     registration.register()

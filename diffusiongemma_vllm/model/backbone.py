@@ -15,8 +15,9 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from diffusiongemma_vllm.model.attention import LayerAttention
+from diffusiongemma_vllm.model.experts import build_experts
 from diffusiongemma_vllm.model.mlp import GatedMLP, SelfConditioning
-from diffusiongemma_vllm.model.moe import Router, build_experts
+from diffusiongemma_vllm.model.moe import Router
 from diffusiongemma_vllm.model.rope import Rope
 from diffusiongemma_vllm.model.rowwise import rowwise
 

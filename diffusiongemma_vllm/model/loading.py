@@ -11,13 +11,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from diffusiongemma_vllm.model.attention import GLOBAL
+from diffusiongemma_vllm.model.experts import Nvfp4Experts
 from diffusiongemma_vllm.model.moe import TorchExperts
 from diffusiongemma_vllm.model.weights import Shard, Target, source, target
 
-FUSED = ("gate_up_proj", "down_proj")
 SHOWN = 8
 
-Key = tuple[str, Shard]  # a parameter of ours, and the part of it
+Key = tuple[str, Shard]  # a parameter of ours, or a part of experts, and the shard of it
+OurExperts = TorchExperts | Nvfp4Experts
 
 
 def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -32,7 +33,8 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
     shared_kv = frozenset(i for i, kind in enumerate(config.layer_types) if kind == GLOBAL)
     places = dict(model.named_parameters()) | dict(model.named_buffers())
     modules = dict(model.named_modules())
-    expected = _expected(model, modules)
+    experts = {name: x.places() for name, x in modules.items() if isinstance(x, OurExperts)}
+    expected = _expected(model, modules, experts)
     unknown, wrong = [], []
     filled: set[Key] = set()
     for name, tensor in weights:
@@ -41,8 +43,10 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
         try:
             if place is None:
                 pass
+            elif place.parameter in experts:
+                done = _load_experts(experts[place.parameter], place, tensor)
             elif place.expert is not None and place.parameter in modules:
-                done = _load_experts(modules[place.parameter], place, tensor)
+                done = _load_vllms_experts(modules[place.parameter], place, tensor)
             elif (place.parameter, place.shards[0]) in expected:
                 shape = expected[place.parameter, place.shards[0]]
                 done = _load_one(places[place.parameter], place, tensor, shape)
@@ -64,25 +68,35 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
             not layer.encoder_scalar.is_meta
             and not torch.equal(layer.encoder_scalar, layer.decoder_scalar)
         )
-    return {name for name, _ in filled}
+    for module in modules.values():
+        if isinstance(module, Nvfp4Experts):
+            module.check()
+    held = {name for name in places if name.rpartition(".")[0] in experts}
+    return {name for name, _ in filled if name in places} | held
 
 
 class _Mismatch(ValueError):
     """Says the shape that would fit."""
 
 
-def _expected(model: nn.Module, modules: dict[str, nn.Module]) -> dict[Key, tuple[int, ...]]:
+def _expected(
+    model: nn.Module, modules: dict[str, nn.Module], experts: dict[str, dict[str, Tensor]]
+) -> dict[Key, tuple[int, ...]]:
     """Every parameter and persistent buffer, stacked ones once a shard, with its shape.
 
-    The shards of quantised experts are counted by vLLM's own loader.
+    The shards of vLLM's quantised experts are counted by its own loader.
     """
-    shapes: dict[Key, tuple[int, ...]] = {}
+    shapes: dict[Key, tuple[int, ...]] = {
+        (f"{prefix}.{name}", None): tuple(place.shape)
+        for prefix, places in experts.items() for name, place in places.items()
+    }
     state = model.state_dict(keep_vars=True)
     for name, place in state.items():
-        if name.startswith("lm_head.") or ".attn." in name:
+        prefix = name.rpartition(".")[0]
+        if name.startswith("lm_head.") or ".attn." in name or prefix in experts:
             continue
         shape = tuple(place.shape)
-        owner = modules[name.rpartition(".")[0]]
+        owner = modules[prefix]
         if "qkv_proj" in name:
             shards: tuple[Shard, ...] = ("q", "k", "v")
         elif "gate_up_proj" in name and ".experts." not in name:
@@ -111,17 +125,23 @@ def _load_one(place: Tensor, goal: Target, tensor: Tensor, shape: tuple[int, ...
     return {(goal.parameter, shard) for shard in goal.shards}
 
 
-def _load_experts(experts: Any, goal: Target, tensor: Tensor) -> set[Key]:
-    name = goal.expert or ""
-    if isinstance(experts, TorchExperts):
-        if name not in FUSED:
-            return set()
-        place = getattr(experts, name)
-        if place.shape != tensor.shape:
-            raise _Mismatch(tuple(place.shape))
-        place.data.copy_(tensor)
-        return {(f"{goal.parameter}.{name}", None)}
-    loaded = experts.load_weights([(name, tensor)])
+def _load_experts(places: dict[str, Tensor], goal: Target, tensor: Tensor) -> set[Key]:
+    """Raises _Mismatch where shape or kind of number differ: codes must not be converted."""
+    place = places.get(goal.expert or "")
+    if place is None:
+        return set()
+    coded = torch.uint8 in (place.dtype, tensor.dtype) or torch.float8_e4m3fn in (
+        place.dtype, tensor.dtype,
+    )
+    if place.shape != tensor.shape or (coded and place.dtype != tensor.dtype):
+        shown = str(place.dtype).removeprefix("torch.")
+        raise _Mismatch(f"{tuple(place.shape)} {shown}" if coded else tuple(place.shape))
+    place.copy_(tensor)
+    return {(f"{goal.parameter}.{goal.expert}", None)}
+
+
+def _load_vllms_experts(experts: Any, goal: Target, tensor: Tensor) -> set[Key]:
+    loaded = experts.load_weights([(goal.expert or "", tensor)])
     return {(f"{goal.parameter}.{leaf}", None) for leaf in loaded}
 
 

@@ -1,4 +1,4 @@
-"""The mixture of experts that runs beside the dense MLP of every layer.
+"""The mixture of experts that runs beside the dense MLP of every layer, in plain torch.
 
 Source: transformers' ``DiffusionGemmaTextRouter`` and ``DiffusionGemmaTextExperts``.
 """
@@ -10,10 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vllm.model_executor.layers.fused_moe import FusedMoEFactory
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ReplicatedLinear
-from vllm.platforms import current_platform
 
 EXPERT_TILE = 32
 
@@ -60,14 +58,24 @@ class TorchExperts(nn.Module):
     gate_up_proj: [E, 2F, H], gate rows first.  down_proj: [E, H, F].
     """
 
-    def __init__(self, config: Any, router: Router) -> None:
+    def __init__(
+        self, config: Any, router: Router, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         experts, hidden = config.num_experts, config.hidden_size
         width = config.moe_intermediate_size
         self.top_k = config.top_k_experts
         self.router = [router]  # in a list: not a submodule of this one
-        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden), False)
-        self.down_proj = nn.Parameter(torch.empty(experts, hidden, width), False)
+        self.gate_up_proj = nn.Parameter(
+            torch.empty(experts, 2 * width, hidden, dtype=dtype), requires_grad=False
+        )
+        self.down_proj = nn.Parameter(
+            torch.empty(experts, hidden, width, dtype=dtype), requires_grad=False
+        )
+
+    def places(self) -> dict[str, Tensor]:
+        """The checkpoint's names below ``experts.`` -> where they are loaded."""
+        return {"gate_up_proj": self.gate_up_proj.data, "down_proj": self.down_proj.data}
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """x: [T, H]  scores: [T, E]  ->  [T, H]"""
@@ -84,29 +92,3 @@ class TorchExperts(nn.Module):
                 weighted = y[: part.numel()] * weights[part, slot, None]
                 out.index_add_(0, part, weighted.to(out.dtype))
         return out
-
-
-def build_experts(config: Any, router: Router, quant_config: Any, prefix: str) -> nn.Module:
-    """vLLM's fused experts on a GPU, plain torch on CPU.
-
-    Raises:
-        ValueError: for a quantised checkpoint on CPU.
-    """
-    if current_platform.is_cpu():
-        if quant_config is not None:
-            raise ValueError(
-                f"quantised experts ({quant_config.get_name()}) need a GPU; on CPU serve a "
-                "checkpoint in BF16 or FP32"
-            )
-        return TorchExperts(config, router)
-    return FusedMoEFactory(
-        num_experts=config.num_experts,
-        top_k=config.top_k_experts,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.moe_intermediate_size,
-        renormalize=True,
-        quant_config=quant_config,
-        prefix=prefix,
-        custom_routing_function=router.route,
-        activation="gelu_tanh",
-    )

@@ -118,7 +118,8 @@ def test_properties(seed, rows, blocks, size):
 def grid(rows=64, columns=128):
     """Every middle between two numbers, at many scales: rounding is all ties."""
     steps = torch.arange(0, 6.25, 0.25)
-    w = steps[torch.randint(len(steps), (rows, columns), generator=torch.Generator().manual_seed(1))]
+    make = torch.Generator().manual_seed(1)
+    w = steps[torch.randint(len(steps), (rows, columns), generator=make)]
     w[:, ::BLOCK] = 6.0
     return w * torch.exp2(torch.arange(rows)[:, None] % 9 - 4.0) * torch.tensor(-1.0) ** (
         torch.arange(columns)

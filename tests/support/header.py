@@ -1,6 +1,7 @@
 """google/diffusiongemma-26B-A4B-it without its weights: config, and each tensor's name and shape.
 
-Source: the published BF16 checkpoint of 1,047 tensors and 51,647,562,456 bytes.
+Source: the published BF16 checkpoint of 1,047 tensors and 51,647,562,456 bytes, and NVIDIA's
+NVFP4 one of 47,067 tensors and 18,818,050,776 bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 TENSORS = 1047
 BYTES = 51_647_562_456
+NVFP4_TENSORS, NVFP4_BYTES = 47_067, 18_818_050_776
 LAYERS, FULL_EVERY, VISION_LAYERS = 30, 6, 27
 FULL = frozenset(range(FULL_EVERY - 1, LAYERS, FULL_EVERY))
 V, H, F, E, X = 262144, 2816, 2112, 128, 704  # vocabulary, hidden, MLP, experts, expert width
@@ -57,10 +59,30 @@ GENERATION = dict(
 )
 
 
-def write(folder: Path) -> Path:
-    """The two config files, no weights."""
+QUANTIZATION = dict(
+    config_groups={
+        "group_0": {
+            "input_activations": {
+                "dynamic": False, "num_bits": 4, "type": "float", "group_size": 16,
+            },
+            "weights": {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16},
+            "targets": ["Linear"],
+        },
+    },
+    ignore=[
+        "lm_head", "*embed_vision*", "*mlp*", "*router*", "*self_attn*", "*self_conditioning*",
+        "*vision_tower*",
+    ],
+    quant_algo="NVFP4", kv_cache_scheme={"dynamic": False, "num_bits": 8, "type": "float"},
+    producer={"name": "modelopt", "version": "0.45.0.dev127+ga3a02ca5b.d20260608"},
+    quant_method="modelopt",
+)
+
+
+def write(folder: Path, **extra) -> Path:
+    """The two config files, no weights.  extra: further fields of config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps(CONFIG | extra))
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     return folder
 
@@ -130,3 +152,22 @@ def tensors() -> dict[str, list[int]]:
     assert len(shapes) == TENSORS, len(shapes)
     assert sum(2 * prod(shape) for shape in shapes.values()) == BYTES
     return shapes
+
+
+def nvfp4_tensors() -> dict[str, tuple[list[int], str]]:
+    """Name -> shape and safetensors dtype of all tensors of NVIDIA's checkpoint."""
+    found = {name: (shape, "BF16") for name, shape in tensors().items() if ".experts." not in name}
+    for layer in range(LAYERS):
+        for expert in range(E):
+            for projection, (rows, columns) in {
+                "gate_proj": (X, H), "up_proj": (X, H), "down_proj": (H, X),
+            }.items():
+                name = f"model.decoder.layers.{layer}.experts.{expert}.{projection}"
+                found[f"{name}.weight"] = [rows, columns // 2], "U8"
+                found[f"{name}.weight_scale"] = [rows, columns // 16], "F8_E4M3"
+                found[f"{name}.weight_scale_2"] = [], "F32"
+                found[f"{name}.input_scale"] = [], "F32"
+    assert len(found) == NVFP4_TENSORS, len(found)
+    sizes = {"BF16": 2, "U8": 1, "F8_E4M3": 1, "F32": 4}
+    assert sum(sizes[kind] * prod(shape) for shape, kind in found.values()) == NVFP4_BYTES
+    return found

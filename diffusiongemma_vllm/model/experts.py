@@ -1,0 +1,173 @@
+"""Which experts a layer gets: NVFP4 ones of ours, plain torch on CPU, or vLLM's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.layers.fused_moe import FusedMoEFactory
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.platforms import current_platform
+
+from diffusiongemma_kernels.formats.nvfp4 import BLOCK, NVFP4, dequantize
+from diffusiongemma_vllm.model.moe import Router, TorchExperts
+from diffusiongemma_vllm.model.nvfp4 import Nvfp4ExpertsConfig
+
+SIGN, NAN = 0x80, 0x7F  # bits of e4m3
+
+
+class Nvfp4Experts(nn.Module):
+    """The experts of a checkpoint in NVIDIA's layout.
+
+    Loaded as they are stored, then turned once into what runs here.  F: expert width.
+    gate_up_weight: [E, 2, F, H / 2] u8, gate first.  gate_up_weight_scale: [E, 2, F, H / 16] e4m3.
+    gate_up_weight_scale_2, gate_up_input_scale: [E, 2] f32.
+    down_weight: [E, H, F / 2] u8.  down_weight_scale: [E, H, F / 16] e4m3.
+    down_weight_scale_2, down_input_scale: [E] f32.
+    """
+
+    gate_up_weight: Tensor
+    gate_up_weight_scale: Tensor
+    gate_up_weight_scale_2: Tensor
+    down_weight: Tensor
+    down_weight_scale: Tensor
+    down_weight_scale_2: Tensor
+
+    def __init__(self, config: Any, router: Router, *, input_scales: bool, prefix: str) -> None:
+        super().__init__()
+        E, H, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        if H % BLOCK or F % BLOCK:
+            raise ValueError(
+                f"config.json: NVFP4 experts need hidden_size and moe_intermediate_size in "
+                f"multiples of {BLOCK}, found {H} and {F}; serve the BF16 checkpoint instead"
+            )
+        self.config, self.router, self.prefix = config, [router], prefix
+        self.dtype = torch.get_default_dtype()  # vLLM sets it to the model's while it builds
+        self.input_scales = input_scales
+        for name, shape in {"gate_up": (E, 2, F, H), "down": (E, H, F)}.items():
+            *lead, K = shape
+            each = lead[:-1]
+            self._hold(f"{name}_weight", *lead, K // 2, dtype=torch.uint8)
+            self._hold(f"{name}_weight_scale", *lead, K // BLOCK, dtype=torch.float8_e4m3fn)
+            self._hold(f"{name}_weight_scale_2", *each, dtype=torch.float32)
+            if input_scales:
+                self._hold(f"{name}_input_scale", *each, dtype=torch.float32)
+        self.run: nn.Module | None = None
+        self.quant_method = Prepare()  # vLLM calls it once the weights are there
+
+    def _hold(self, name: str, *shape: int, dtype: torch.dtype) -> None:
+        place = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+        self.register_parameter(name, place)
+
+    def places(self) -> dict[str, Tensor]:
+        """The checkpoint's names below ``experts.`` -> where they are loaded."""
+        found = {}
+        for name, parameter in self.named_parameters():
+            projection, _, leaf = name.removeprefix("gate_").partition("_")
+            for expert, place in enumerate(parameter.data):
+                if projection == "down":
+                    found[f"{expert}.down_proj.{leaf}"] = place
+                else:
+                    found[f"{expert}.gate_proj.{leaf}"] = place[0]
+                    found[f"{expert}.up_proj.{leaf}"] = place[1]
+        return found
+
+    def gate_up(self) -> NVFP4:
+        """codes [E, 2 F, H / 2], scales [E, 2 F, H / 16], global scale [E]"""
+        return NVFP4(
+            self.gate_up_weight.flatten(1, 2), self.gate_up_weight_scale.flatten(1, 2),
+            self.gate_up_weight_scale_2[:, 0].contiguous(),
+        )
+
+    def down(self) -> NVFP4:
+        """codes [E, H, F / 2], scales [E, H, F / 16], global scale [E]"""
+        return NVFP4(self.down_weight, self.down_weight_scale, self.down_weight_scale_2)
+
+    def check(self) -> None:
+        """Raises ValueError naming the first expert whose scales cannot be."""
+        for name, scales in self.named_parameters():
+            if scales.is_meta:
+                return
+            if scales.dtype == torch.float8_e4m3fn:
+                bits = scales.view(torch.uint8)
+                bad = (bits > SIGN) | (bits & NAN == NAN)
+                what = "must not be negative or NaN"
+            elif scales.dtype == torch.float32:
+                bad = ~(torch.isfinite(scales) & (scales > 0))
+                what = "must be a positive number"
+            else:
+                continue
+            if bool(bad.any()):
+                self._complain(int(bad.flatten(1).any(1).nonzero()[0]), f"{name} {what}")
+        gate, up = self.gate_up_weight_scale_2.unbind(1)
+        if not torch.equal(gate, up):
+            e = int((gate != up).nonzero()[0])
+            self._complain(
+                e, f"gate_proj and up_proj must have one weight_scale_2, found {gate[e].item()} "
+                f"and {up[e].item()}"
+            )
+
+    def _complain(self, expert: int, what: str) -> None:
+        raise ValueError(
+            f"checkpoint: {self.prefix}.{expert}: {what}. Quantise the checkpoint again "
+            "(diffusiongemma-vllm quantize) or download it again."
+        )
+
+    def prepare(self) -> None:
+        """Turn the loaded tensors into what runs here, and let go of them."""
+        if self.run is not None or self.gate_up_weight.is_meta:
+            return
+        self.run = self._dense()
+        for name in [name for name, _ in self.named_parameters(recurse=False)]:
+            delattr(self, name)
+
+    def _dense(self) -> TorchExperts:
+        """Plain torch with the same numbers, expert by expert."""
+        with torch.device(self.down_weight.device):
+            experts = TorchExperts(self.config, self.router[0], self.dtype)
+        for ours, theirs in ((experts.gate_up_proj, self.gate_up()),
+                             (experts.down_proj, self.down())):
+            for e in range(len(ours)):
+                ours[e].copy_(dequantize(NVFP4(*(part[e] for part in theirs))))
+        return experts
+
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
+        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+        assert self.run is not None, "the experts' weights are not loaded"
+        return self.run(x, scores)
+
+
+class Prepare(QuantizeMethodBase):
+    """The moment after loading, with real weights or a dummy's."""
+
+    def create_weights(self, layer: nn.Module, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("the experts make their own parameters")
+
+    def apply(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        raise NotImplementedError("the experts run themselves")
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        assert isinstance(layer, Nvfp4Experts)
+        layer.prepare()
+
+
+def build_experts(config: Any, router: Router, quant_config: Any, prefix: str) -> nn.Module:
+    """NVFP4 experts of ours, plain torch on CPU, vLLM's for every other format."""
+    if isinstance(quant_config, Nvfp4ExpertsConfig):
+        return Nvfp4Experts(
+            config, router, input_scales=quant_config.description.input_scales, prefix=prefix
+        )
+    if current_platform.is_cpu():
+        return TorchExperts(config, router)
+    return FusedMoEFactory(
+        num_experts=config.num_experts,
+        top_k=config.top_k_experts,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.moe_intermediate_size,
+        renormalize=True,
+        quant_config=quant_config,
+        prefix=prefix,
+        custom_routing_function=router.route,
+        activation="gelu_tanh",
+    )
