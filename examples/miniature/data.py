@@ -27,7 +27,8 @@ TASKS = {
     "sort": (tasks.sort, 0.14, 0.1),
     "reverse": (tasks.reverse, 0.06, 0.1),
     "count_short": (tasks.count_short, 0.10, 0.1),
-    "count_long": (tasks.count_long, 0.18, 0.05),
+    "count_middle": (tasks.count_middle, 0.09, 0.05),
+    "count_long": (tasks.count_long, 0.09, 0.05),
     "call_one": (tasks.call_one, 0.05, 0.15),
     "call_two": (tasks.call_two, 0.09, 0.15),
     "tool_answer": (tasks.tool_answer, 0.05, 0.1),
@@ -35,7 +36,7 @@ TASKS = {
     "gap": (tasks.gap, 0.12, 0.1),
     "greet": (tasks.greet, 0.02, 0.1),
 }
-SCORED = [name for name in TASKS if name != "greet"]
+SCORED = [name for name in TASKS if name not in ("greet", "count_middle")]
 _SHORT = ["add", "sort", "reverse", "count_short", "fill_json", "gap", "greet"]
 _SYSTEMS = ["You are a helpful assistant.", "Be brief.", "Answer exactly."]
 _STOP_TURN, _STOP_CALL = "<turn|>", "<|tool_response>"
@@ -54,7 +55,8 @@ class Example:
 
     @property
     def held_out(self) -> bool:
-        return self.task in SCORED and sha256(self.prompt.encode()).digest()[0] % 16 == 0
+        # greetings are few: all of them are for training
+        return self.task != "greet" and sha256(self.prompt.encode()).digest()[0] % 16 == 0
 
 
 @cache

@@ -84,14 +84,19 @@ def count_short(rng: Random) -> Question:
     return Question(text, " ".join(map(str, range(a, b + 1))), f"I start at {a} and stop at {b}.")
 
 
-def count_long(rng: Random) -> Question:
-    """Three digits a number: four tokens each with the space, 64 numbers a canvas."""
+def count_long(rng: Random, least: int = 130) -> Question:
+    """Three canvases: three digits a number, four tokens each with the space, 64 a canvas."""
     a = rng.randint(1, 30)
-    b = a + rng.choice([rng.randint(20, 180), rng.randint(130, 180)])
+    b = a + rng.randint(least, 180)
     numbers = " ".join(f"{n:03d}" for n in range(a, b + 1))
     return Question(
         f"Count from {a:03d} to {b:03d}.", numbers, f"I start at {a:03d} and stop at {b:03d}."
     )
+
+
+def count_middle(rng: Random) -> Question:
+    """The same, of any length: practice for the end of a count, wherever it falls."""
+    return count_long(rng, least=20)
 
 
 def call_one(rng: Random) -> Question:

@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
-from data import CHECKPOINT, SCORED, heldout, stream
+from data import CHECKPOINT, SCORED, TASKS, heldout, stream
 from loader import CANVAS, first, rows, unpack
 from tokens import SPECIAL, STOP, VOCAB, decode, encode
 from transformers import AutoTokenizer
@@ -33,7 +33,8 @@ def test_heldout_is_fixed_balanced_and_distinct():
     assert examples == heldout(200)
     assert len({e.prompt for e in examples}) == 200
     counts = Counter(e.task for e in examples)
-    assert set(counts) == set(SCORED) and min(counts.values()) >= 12
+    assert set(counts) == set(SCORED) == set(TASKS) - {"greet", "count_middle"}
+    assert min(counts.values()) >= 12
 
 
 def test_heldout_prompts_never_come_out_of_the_training_stream():
@@ -45,9 +46,9 @@ def test_heldout_prompts_never_come_out_of_the_training_stream():
     assert set(SCORED) < {e.task for e in drawn}
 
 
-def test_a_good_share_of_the_long_counts_needs_three_canvases():
-    counts = [len(list(rows(e))) for e in heldout(200) if e.task == "count_long"]
-    assert sum(n == 3 for n in counts) >= 6
+def test_long_counts_need_three_canvases():
+    counts = {len(list(rows(e))) for e in heldout(200) if e.task == "count_long"}
+    assert counts == {3}
 
 
 def test_prompts_are_what_the_chat_template_gives(tokenizer):
