@@ -7,6 +7,9 @@ from diffusiongemma_kernels import compiling
 from diffusiongemma_kernels.attention import _config
 from diffusiongemma_kernels.attention import _kernel as attention
 from diffusiongemma_kernels.kv_write import _kernel as kv_write
+from diffusiongemma_kernels.moe_gemm import _config as moe_config
+from diffusiongemma_kernels.moe_gemm import _kernel as moe
+from diffusiongemma_kernels.moe_sort import _kernel as moe_sort
 from diffusiongemma_kernels.row_stats import _kernel as row_stats
 
 REQUESTS = dict.fromkeys(
@@ -79,6 +82,50 @@ def write(capability: int, cache: str):
     )
 
 
+def experts(capability: int, fn, config: moe_config.Config, nvfp4: bool):
+    """`gate_up` or `down` for hidden 2816 and width 704."""
+    up = fn is moe.gate_up
+    schedule, blocks = (config.gate_up, 11) if up else (config.down, 22)
+    columns = 2816 if up else 704
+    if nvfp4:
+        schedule = moe_config.fit(schedule, columns)
+    pointers = {"rows_ptr": "i32", "tiles_ptr": "i32", "h_ptr": "bf16"}
+    pointers |= {"x_ptr": "bf16"} if up else {"weight_ptr": "fp32", "slots_ptr": "bf16"}
+    kinds = ("i16", "u8", "fp32") if nvfp4 else ("bf16",) * 3
+    pointers |= dict(zip(("w_ptr", "scales_ptr", "global_ptr"), kinds, strict=True))
+    scalars = divisible("columns", "stride_h", "TILES", *(("F", "stride_x") if up else ("H",)))
+    constants = {
+        "BLOCK_N": config.block_n,
+        "TAIL_N": config.tail_n,
+        "BLOCK_M": schedule.block_m,
+        "BLOCK_K": schedule.block_k,
+        "NVFP4": nvfp4,
+        "HALF": blocks % (schedule.block_m // 128) != 0,
+        "EVEN_K": columns % schedule.block_k == 0,
+    } | ({"K": 8} if up else {})
+    launch = {"num_warps": schedule.warps, "num_stages": schedule.stages}
+    return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)
+
+
+def add_slots(capability: int):
+    pointers = {"slots_ptr": "bf16", "ids_ptr": "i32", "y_ptr": "bf16"}
+    scalars = divisible("H", "E")
+    constants = {"K": 8, "BLOCK": 1024}
+    return compiling.compile_for(
+        moe.add_slots, pointers, scalars, constants, capability=capability, num_warps=4
+    )
+
+
+def sort(capability: int):
+    pointers = dict.fromkeys(("ids_ptr", "rows_ptr", "tiles_ptr"), "i32")
+    pointers |= dict.fromkeys(("x_ptr", "stored_ptr"), "bf16")
+    scalars = divisible("n", "TILES", "T", "H", "stride_x", "stride_s")
+    constants = {"E": 128, "BINS": 256, "TILE": 32, "BLOCK": 1024, "BLOCK_T": 4, "BLOCK_H": 512}
+    return compiling.compile_for(
+        moe_sort.sort, pointers, scalars, constants, capability=capability, num_warps=4
+    )
+
+
 LOCAL = _config.Shape(256, 1, 8, 2, 256, 2, 256, 768)
 GLOBAL = LOCAL._replace(kv_heads=2, group=8, head_dim=512)
 
@@ -95,6 +142,13 @@ def main(capability: int) -> None:
         report("kv_write", kv, write(capability, kv))
     report("attention_combine", "local", combine(capability))
     report("row_stats", "bf16", scan(capability))
+    report("moe_sort", "bf16", sort(capability))
+    report("moe_add", "bf16", add_slots(capability))
+    for nvfp4 in (True, False):
+        for config in moe_config.shipped(nvfp4, divmod(capability, 10)):
+            for fn in (moe.gate_up, moe.down):
+                case = f"{fn.__name__} {'nvfp4' if nvfp4 else 'dense'} {config.block_n}"
+                report("moe_gemm", case, experts(capability, fn, config, nvfp4))
 
 
 if __name__ == "__main__":

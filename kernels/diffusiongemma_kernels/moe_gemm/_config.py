@@ -1,0 +1,70 @@
+"""(rows an expert, weights, GPU) -> tiles.  Few rows stream weights, many rows multiply."""
+
+from typing import NamedTuple
+
+
+class Schedule(NamedTuple):
+    block_m: int  # rows of weights a program: a multiple of 128
+    block_k: int  # columns a step: 64 or 128
+    warps: int
+    stages: int
+
+
+class Config(NamedTuple):
+    block_n: int  # rows of activations a program
+    tail_n: int  # the same for an expert's last rows, if that few
+    gate_up: Schedule
+    down: Schedule
+
+
+class Table(NamedTuple):
+    """Up to `most` rows an expert on average."""
+
+    most: float
+    config: Config
+
+
+STREAM, MULTIPLY = Schedule(256, 64, 4, 4), Schedule(256, 64, 8, 3)
+NVFP4 = (
+    Table(4, Config(16, 16, STREAM, STREAM)),
+    Table(24, Config(32, 32, STREAM, STREAM)),
+    Table(48, Config(64, 32, MULTIPLY, MULTIPLY)),
+    Table(float("inf"), Config(128, 32, MULTIPLY, MULTIPLY)),
+)
+DENSE = (
+    Table(24, Config(32, 32, Schedule(128, 64, 4, 4), Schedule(128, 64, 4, 4))),
+    Table(48, Config(64, 32, Schedule(128, 64, 4, 4), Schedule(128, 64, 4, 4))),
+    Table(float("inf"), Config(128, 32, Schedule(128, 64, 8, 3), Schedule(128, 64, 8, 3))),
+)
+# Without asynchronous products the accumulator shares a warp's registers with its operands.
+SMALL = Schedule(128, 64, 4, 3)
+OLDER = (
+    Table(24, Config(32, 32, SMALL, SMALL)),
+    Table(float("inf"), Config(64, 32, SMALL, SMALL)),
+)
+
+
+def table(nvfp4: bool, capability: tuple[int, int]) -> tuple[Table, ...]:
+    if capability[0] == 9:
+        return NVFP4 if nvfp4 else DENSE
+    return OLDER
+
+
+def shipped(nvfp4: bool, capability: tuple[int, int]) -> list[Config]:
+    return [row.config for row in table(nvfp4, capability)]
+
+
+def choose(
+    rows: float, nvfp4: bool, capability: tuple[int, int], batch_invariant: bool = False
+) -> Config:
+    """`rows` is T * K / E.  A batch-invariant choice depends on nothing that a batch changes."""
+    choices = table(nvfp4, capability)
+    if batch_invariant:
+        config = next(row.config for row in choices if row.config.block_n == 32)
+        return config._replace(tail_n=config.block_n)
+    return next(row.config for row in choices if rows <= row.most)
+
+
+def fit(schedule: Schedule, columns: int) -> Schedule:
+    """A step never passes the end of the padded columns."""
+    return schedule if columns % schedule.block_k == 0 else schedule._replace(block_k=64)

@@ -1,0 +1,50 @@
+import torch
+from torch import Tensor
+
+from diffusiongemma_kernels.moe_gemm import pack
+from diffusiongemma_kernels.moe_gemm.types import Dense, Experts, Nvfp4
+
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def dequantise(codes: Tensor, scales: Tensor, global_scale: Tensor) -> Tensor:
+    """[E, R, C / 2] u8, [E, R, C / 16] e4m3, [E] -> [E, R, C] f32"""
+    numbers = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
+    values = E2M1.to(codes.device)[numbers.int()].unflatten(-1, (-1, 16))
+    return (values * (scales.float() * global_scale[:, None, None])[..., None]).flatten(-2)
+
+
+def dense(weights: Experts, expert: int, *, gate_up: bool) -> Tensor:
+    """One expert's [rows, columns]."""
+    if isinstance(weights, Dense):
+        return weights.weight[expert]
+    one = slice(expert, expert + 1)
+    part = Nvfp4(
+        weights.codes[one],
+        weights.scales[one],
+        weights.global_scale[one],
+        weights.rows,
+        weights.columns,
+    )
+    return dequantise(*pack.unpack(part, gate_up=gate_up))[0]
+
+
+def moe(
+    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: Experts, down: Experts
+) -> Tensor:
+    """Expert by expert, in x's dtype with fp32 sums of the slots."""
+    slots = torch.zeros(*topk_ids.shape, x.shape[1], device=x.device)
+    for e in topk_ids.unique().tolist():
+        if not 0 <= e < _count(gate_up):
+            continue
+        token, slot = (topk_ids == e).nonzero(as_tuple=True)
+        both = x[token] @ dense(gate_up, e, gate_up=True).to(x.dtype).T
+        gate, up = both.chunk(2, dim=1)
+        h = torch.nn.functional.gelu(gate, approximate="tanh") * up
+        part = (h @ dense(down, e, gate_up=False).to(x.dtype).T).float()
+        slots[token, slot] = part * topk_weights[token, slot, None]
+    return slots.sum(1).to(x.dtype)
+
+
+def _count(weights: Experts) -> int:
+    return len(weights.weight if isinstance(weights, Dense) else weights.codes)

@@ -1,0 +1,168 @@
+"""The experts of one layer, from routed rows to their sum."""
+
+import torch
+from torch import Tensor
+
+from diffusiongemma_kernels import target
+from diffusiongemma_kernels.moe_gemm import _config, _kernel, _torch
+from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
+from diffusiongemma_kernels.moe_gemm.types import Dense, Experts, Nvfp4
+from diffusiongemma_kernels.moe_sort.op import moe_sort
+from diffusiongemma_kernels.moe_sort.types import Sorted
+
+
+def moe(
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    gate_up: Experts,
+    down: Experts,
+    *,
+    batch_invariant: bool = False,
+) -> Tensor:
+    """y[t] = sum_k topk_weights[t, k] * down[e] (gelu_tanh(gate[e] x[t]) * (up[e] x[t]))
+
+    for e = topk_ids[t, k]; an id outside 0 .. E - 1 adds nothing.  x [T, H]; topk_ids [T, K] i32;
+    topk_weights [T, K] f32; gate_up 2 F x H and down H x F an expert, both NVFP4 or both dense.
+    Products are of x's dtype and sums fp32; h and each slot's row are rounded to x's dtype.
+    `batch_invariant`: a row's bits do not depend on the other rows.
+    """
+    run = moe_triton if x.is_cuda else moe_torch
+    return run(x, topk_ids, topk_weights, gate_up, down, batch_invariant=batch_invariant)
+
+
+def moe_torch(
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    gate_up: Experts,
+    down: Experts,
+    *,
+    batch_invariant: bool = False,
+) -> Tensor:
+    """The same on a CPU; batch-invariant as far as torch's matrix product is."""
+    _check(x, topk_ids, topk_weights, gate_up, down)
+    return _torch.moe(x, topk_ids, topk_weights, gate_up, down)
+
+
+def moe_triton(
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    gate_up: Experts,
+    down: Experts,
+    *,
+    batch_invariant: bool = False,
+    config: Config | None = None,
+) -> Tensor:
+    """The same by Triton.  `config` overrides the table, for tests and for the bench."""
+    E = _check(x, topk_ids, topk_weights, gate_up, down)
+    (T, K), H, nvfp4 = topk_ids.shape, x.shape[1], isinstance(gate_up, Nvfp4)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if T == 0:
+        return y
+    cfg = config or _config.choose(
+        T * K / E, nvfp4, target.of(x.device).capability, batch_invariant
+    )
+    ordered = moe_sort(x, topk_ids, experts=E, block=cfg.block_n, store=nvfp4)
+    h = launch_gate_up(ordered, gate_up, K, cfg)
+    slots = launch_down(ordered, h, topk_weights, down, cfg)
+    block = 1024
+    _kernel.add_slots[(T, -(-H // block))](slots, topk_ids, y, H, E, K=K, BLOCK=block, num_warps=4)
+    return y
+
+
+def launch_gate_up(ordered: Sorted, weights: Experts, K: int, cfg: Config) -> Tensor:
+    """gelu(gate) * up of every row.  [T * K, F rounded up to 64], by expert"""
+    F, x = weights.rows // 2, ordered.x
+    h = x.new_empty(len(ordered.rows), -(-F // 64) * 64)
+    columns = x.shape[1]
+    plan = _plan(weights, cfg.gate_up, -(-F // 64), columns)
+    grid = (-(-F // (cfg.gate_up.block_m // 2)), ordered.tiles.shape[1])
+    _kernel.gate_up[grid](
+        x,
+        *_tensors(weights),
+        ordered.rows,
+        ordered.tiles,
+        h,
+        columns,
+        F,
+        ordered.tiles.shape[1],
+        x.stride(0),
+        h.stride(0),
+        K=K,
+        BLOCK_N=cfg.block_n,
+        TAIL_N=cfg.tail_n,
+        **plan,
+    )
+    return h
+
+
+def launch_down(
+    ordered: Sorted, h: Tensor, topk_weights: Tensor, weights: Experts, cfg: Config
+) -> Tensor:
+    """Every slot's weighted row.  [T * K, H], unwritten where the id is nobody's"""
+    H = weights.rows
+    slots = h.new_empty(len(ordered.rows), H)
+    columns = h.shape[1] if isinstance(weights, Nvfp4) else weights.columns
+    plan = _plan(weights, cfg.down, -(-H // 128), columns)
+    grid = (-(-H // cfg.down.block_m), ordered.tiles.shape[1])
+    _kernel.down[grid](
+        h,
+        *_tensors(weights),
+        ordered.rows,
+        ordered.tiles,
+        topk_weights,
+        slots,
+        columns,
+        H,
+        ordered.tiles.shape[1],
+        h.stride(0),
+        BLOCK_N=cfg.block_n,
+        TAIL_N=cfg.tail_n,
+        **plan,
+    )
+    return slots
+
+
+def _plan(weights: Experts, schedule: Schedule, row_blocks: int, columns: int) -> dict:
+    """The launch arguments that a schedule and a shape decide."""
+    nvfp4 = isinstance(weights, Nvfp4)
+    if nvfp4:
+        schedule = _config.fit(schedule, columns)
+    return {
+        "BLOCK_M": schedule.block_m,
+        "BLOCK_K": schedule.block_k,
+        "NVFP4": nvfp4,
+        "HALF": row_blocks % (schedule.block_m // 128) != 0,
+        "EVEN_K": columns % schedule.block_k == 0,
+        "num_warps": schedule.warps,
+        "num_stages": schedule.stages,
+    }
+
+
+def _tensors(weights: Experts) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernels take; a dense weight stands in for scales it has not."""
+    if isinstance(weights, Nvfp4):
+        return weights.codes, weights.scales, weights.global_scale
+    return weights.weight, weights.weight, weights.weight
+
+
+def _check(
+    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: Experts, down: Experts
+) -> int:
+    T, K = topk_ids.shape
+    H, F = x.shape[1], down.columns
+    assert x.shape[0] == T and topk_weights.shape == (T, K), f"{x.shape=} {topk_ids.shape=}"
+    assert topk_ids.dtype == torch.int32 and topk_weights.dtype == torch.float32
+    assert topk_ids.is_contiguous() and topk_weights.is_contiguous() and x.stride(1) == 1
+    assert type(gate_up) is type(down), f"{type(gate_up)=} {type(down)=}"
+    assert (gate_up.rows, gate_up.columns) == (2 * F, H), f"{gate_up.rows=} {gate_up.columns=}"
+    assert down.rows == H, f"{down.rows=} {H=}"
+    if x.is_cuda:
+        assert x.dtype == torch.bfloat16, f"activations are bfloat16, got {x.dtype}"
+    for weights in (gate_up, down):
+        assert all(tensor.is_contiguous() for tensor in _tensors(weights))
+        if isinstance(weights, Dense):
+            assert weights.weight.dtype == x.dtype, f"{weights.weight.dtype=} {x.dtype=}"
+    return len(_tensors(gate_up)[0])

@@ -1,0 +1,60 @@
+"""Random experts and routing for the tests and the bench."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusiongemma_kernels.moe_gemm import pack
+from diffusiongemma_kernels.moe_gemm.types import Nvfp4
+
+# Of a row: ||got - want|| / ||want||, against fp64 on the same rounded weights and activations.
+MOE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+class Quantised(NamedTuple):
+    codes: Tensor  # [E, R, C / 2] u8
+    scales: Tensor  # [E, R, C / 16] e4m3
+    global_scale: Tensor  # [E] f32
+
+
+def random_nvfp4(
+    experts: int, rows: int, columns: int, *, scales: tuple[int, int] = (0x20, 0x40), device="cpu"
+) -> Quantised:
+    """Weights of about 0.05; `scales` are the lowest e4m3 bits and one above the highest."""
+    make = torch.Generator(device).manual_seed(rows + columns)
+
+    def bits(low: int, high: int, *shape: int) -> Tensor:
+        return torch.randint(low, high, shape, generator=make, device=device).to(torch.uint8)
+
+    factor = torch.rand(experts, generator=make, device=device) + 0.5
+    return Quantised(
+        bits(0, 256, experts, rows, columns // 2),
+        bits(*scales, experts, rows, columns // 16).view(torch.float8_e4m3fn),
+        factor * 0.05,
+    )
+
+
+def packed(gate_up: Quantised, down: Quantised) -> tuple[Nvfp4, Nvfp4]:
+    return pack.pack(*gate_up, gate_up=True), pack.pack(*down, gate_up=False)
+
+
+def route(
+    tokens: int, experts: int, top_k: int, *, zipf: float = 0.0, device="cpu"
+) -> tuple[Tensor, Tensor]:
+    """Distinct experts a token, expert e drawn with weight (e + 1)^-zipf.  [T, K] i32 and f32"""
+    make = torch.Generator(device).manual_seed(tokens)
+    weight = torch.arange(1, experts + 1, device=device).float() ** -zipf
+    if tokens == 0:
+        ids = torch.empty(0, top_k, dtype=torch.int32, device=device)
+    else:
+        ids = torch.multinomial(weight.expand(tokens, -1), top_k, generator=make).int()
+    share = torch.rand(tokens, top_k, generator=make, device=device) + 0.1
+    return ids.contiguous(), share / share.sum(1, keepdim=True)
+
+
+def worst_row(got: Tensor, want: Tensor) -> float:
+    """The largest relative error of a row; rows of zeros must be zeros."""
+    error = (got.double() - want.double()).norm(dim=1)
+    size = want.double().norm(dim=1)
+    return float(torch.where(size > 0, error / size, error * 1e30).max()) if len(got) else 0.0

@@ -1,0 +1,51 @@
+"""Rows by expert, and the activations as the expert GEMM reads them, in one launch."""
+
+import torch
+import triton
+from torch import Tensor
+
+from diffusiongemma_kernels.moe_sort import _kernel
+from diffusiongemma_kernels.moe_sort.reference import max_tiles
+from diffusiongemma_kernels.moe_sort.types import Sorted
+
+ROWS = 4  # of activations a program
+
+
+def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, store: bool) -> Sorted:
+    """rows = the pairs (token, slot) ordered by (topk_ids[token, slot], token, slot)
+
+    x [T, H]; topk_ids [T, K] i32, of which numbers outside 0 .. experts - 1 are left out: then the
+    end of `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles.  `store` writes
+    the columns in the order of `reference.STORED`.  Nothing is read on the host.
+    """
+    T, K = topk_ids.shape
+    assert x.ndim == 2 and x.shape[0] == T and x.stride(1) == 1, f"{x.shape=} {topk_ids.shape=}"
+    assert topk_ids.dtype == torch.int32 and topk_ids.is_contiguous(), f"{topk_ids.dtype=}"
+    H, device = x.shape[1], x.device
+    n = T * K
+    TILES = max_tiles(n, experts, block)
+    rows = torch.empty(n, dtype=torch.int32, device=device)
+    tiles = torch.empty((3, TILES), dtype=torch.int32, device=device)
+    stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if store else x
+    if n:
+        _kernel.sort[(experts + (-(-T // ROWS) if store else 0),)](
+            x,
+            topk_ids,
+            rows,
+            tiles,
+            stored,
+            n,
+            TILES,
+            T,
+            H,
+            x.stride(0),
+            stored.stride(0),
+            E=experts,
+            BINS=triton.next_power_of_2(experts + 1),
+            TILE=block,
+            BLOCK=min(1024, max(128, triton.next_power_of_2(n))),
+            BLOCK_T=ROWS,
+            BLOCK_H=512,
+            num_warps=4,
+        )
+    return Sorted(rows, tiles, stored)

@@ -1,0 +1,36 @@
+import torch
+from torch import Tensor
+
+from diffusiongemma_kernels.moe_sort.types import Sorted
+
+# Column 16 q + 4 j + 2 h + b of each 64 is stored at 16 j + 8 h + 2 q + b: a lane of the tensor
+# core then owns the 16 columns that share a scale.
+STORED = torch.arange(64).view(4, 4, 2, 2).permute(1, 2, 0, 3).flatten()
+
+
+def store_columns(x: Tensor) -> Tensor:
+    """[T, H] -> [T, H rounded up to 64], in stored order."""
+    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % 64))
+    return padded.unflatten(1, (-1, 64))[:, :, STORED.to(x.device)].flatten(1)
+
+
+def max_tiles(rows: int, experts: int, block: int) -> int:
+    return rows // block + min(rows, experts)
+
+
+def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, store: bool) -> Sorted:
+    flat = topk_ids.flatten()
+    rows, tiles = [], []
+    start = 0
+    for e in range(experts):
+        mine = (flat == e).nonzero()[:, 0].tolist()
+        tiles += [(e, start + i, min(block, len(mine) - i)) for i in range(0, len(mine), block)]
+        start += len(mine)
+        rows += mine
+    spare = max_tiles(flat.numel(), experts, block) - len(tiles)
+    table = torch.tensor(tiles + [(0, 0, 0)] * spare, dtype=torch.int32).reshape(-1, 3)
+    return Sorted(
+        torch.tensor(rows, dtype=torch.int32, device=x.device),
+        table.T.contiguous().to(x.device),
+        store_columns(x) if store else x,
+    )

@@ -1,0 +1,76 @@
+"""Rows by expert against a plain loop."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from diffusiongemma_kernels.moe_gemm.testing import route
+from diffusiongemma_kernels.moe_sort import op, reference
+
+
+class Case(NamedTuple):
+    tokens: int
+    experts: int
+    top_k: int
+    why: str
+    hidden: int = 64
+    block: int = 16
+    zipf: float = 0.0
+
+
+CASES = [
+    Case(0, 8, 2, "empty step"),
+    Case(1, 8, 2, "one row"),
+    Case(17, 7, 3, "nothing divides", hidden=100),
+    Case(17, 128, 8, "the model's experts", hidden=192),
+    Case(256, 8, 2, "one canvas", hidden=8),
+    Case(300, 40, 8, "two blocks of ids, skewed", hidden=8, zipf=1.2, block=32),
+]
+
+
+@pytest.fixture(autouse=True)
+def _unwritten_memory_is_nan():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check(x: torch.Tensor, ids: torch.Tensor, case: Case, store: bool) -> None:
+    arguments = {"experts": case.experts, "block": case.block, "store": store}
+    got = op.moe_sort(x, ids, **arguments)
+    want = reference.moe_sort(x, ids, **arguments)
+    assert torch.equal(got.rows[: len(want.rows)], want.rows)
+    assert torch.equal(got.tiles, want.tiles)
+    assert torch.equal(got.x, want.x)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
+def test_sort(case: Case, device: str) -> None:
+    ids, _ = route(case.tokens, case.experts, case.top_k, zipf=case.zipf)
+    x = torch.randn(case.tokens, case.hidden + 3)[:, : case.hidden]  # rows lie apart
+    check(x.to(device), ids.to(device), case, store=True)
+
+
+def test_all_rows_on_one_expert(device: str) -> None:
+    case = Case(40, 8, 2, "", block=16)
+    ids = torch.full((40, 2), 5, dtype=torch.int32, device=device)
+    x = torch.randn(40, 64, device=device)
+    check(x, ids, case, store=False)
+    got = op.moe_sort(x, ids, experts=8, block=16, store=False)
+    assert got.tiles[:, :5].tolist() == [[5] * 5, [0, 16, 32, 48, 64], [16] * 5]
+    assert got.x is x
+
+
+def test_ids_of_other_ranks_are_left_out(device: str) -> None:
+    ids = torch.tensor([[0, -1], [3, 1], [9, 0]], dtype=torch.int32, device=device)
+    got = op.moe_sort(torch.zeros(3, 64, device=device), ids, experts=3, block=16, store=False)
+    assert got.rows[:3].tolist() == [0, 5, 3]
+    assert got.tiles.tolist() == [[0, 1, 0], [0, 2, 0], [2, 1, 0]]
+
+
+def test_stored_order_gives_a_lane_the_columns_of_one_scale() -> None:
+    for q in range(4):
+        # Lane q of four reads 2 q, 2 q + 1 and the same 8 further, of each 16 columns.
+        at = [16 * j + 8 * h + 2 * q + b for j in range(4) for h in range(2) for b in range(2)]
+        assert sorted(reference.STORED[at].tolist()) == list(range(16 * q, 16 * q + 16))
