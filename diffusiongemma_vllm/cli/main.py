@@ -27,6 +27,18 @@ def _doctor(args: argparse.Namespace) -> int:
     return doctor()
 
 
+def _quantize(args: argparse.Namespace) -> int:
+    from diffusiongemma_vllm.cli.quantize import Options, quantize
+
+    try:
+        return quantize(
+            Options(args.src, Path(args.dst), args.calibration, args.samples, args.device)
+        )
+    except ValueError as error:
+        print(f"diffusiongemma-vllm quantize: {error}", file=sys.stderr)
+        return 1
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diffusiongemma-vllm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -38,6 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_defaults(run=_doctor)
     command = commands.add_parser("miniature", help="print the path of the shipped checkpoint")
     command.set_defaults(run=_miniature)
+    command = commands.add_parser(
+        "quantize", help="write a BF16 checkpoint's experts in NVFP4, in NVIDIA's layout"
+    )
+    command.add_argument("src", help="folder of the BF16 checkpoint, or its name on the hub")
+    command.add_argument("dst", help="folder for the result; an interrupted run goes on in it")
+    command.add_argument(
+        "--calibration", default="datasets",
+        help="datasets (cnn_dailymail and Nemotron-Post-Training-Dataset-v2, the default), a "
+        ".jsonl file with 'text' or 'messages' in every line, or none (weights only)",
+    )
+    command.add_argument("--samples", type=int, default=512, help="texts to calibrate with")
+    command.add_argument("--device", default="cpu", help="cpu, or cuda to be faster")
+    command.set_defaults(run=_quantize)
     args = parser.parse_args(argv)
     return args.run(args)
 

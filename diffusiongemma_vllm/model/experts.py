@@ -34,7 +34,7 @@ class Nvfp4Experts(nn.Module):
     down_weight_scale: Tensor
     down_weight_scale_2: Tensor
 
-    def __init__(self, config: Any, router: Router, *, input_scales: bool, prefix: str) -> None:
+    def __init__(self, config: Any, router: Router, *, input_scales: bool) -> None:
         super().__init__()
         E, H, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
         if H % BLOCK or F % BLOCK:
@@ -42,7 +42,7 @@ class Nvfp4Experts(nn.Module):
                 f"config.json: NVFP4 experts need hidden_size and moe_intermediate_size in "
                 f"multiples of {BLOCK}, found {H} and {F}; serve the BF16 checkpoint instead"
             )
-        self.config, self.router, self.prefix = config, [router], prefix
+        self.config, self.router = config, [router]  # in a list: not a submodule of this one
         self.dtype = torch.get_default_dtype()  # vLLM sets it to the model's while it builds
         self.input_scales = input_scales
         for name, shape in {"gate_up": (E, 2, F, H), "down": (E, H, F)}.items():
@@ -84,8 +84,15 @@ class Nvfp4Experts(nn.Module):
         """codes [E, H, F / 2], scales [E, H, F / 16], global scale [E]"""
         return NVFP4(self.down_weight, self.down_weight_scale, self.down_weight_scale_2)
 
-    def check(self) -> None:
+    def check(self, checkpoints_name: str) -> None:
         """Raises ValueError naming the first expert whose scales cannot be."""
+
+        def complain(expert: int, what: str) -> None:
+            raise ValueError(
+                f"checkpoint: {checkpoints_name}.{expert}: {what}. Quantise the checkpoint again "
+                "(diffusiongemma-vllm quantize) or download it again."
+            )
+
         for name, scales in self.named_parameters():
             if scales.is_meta:
                 return
@@ -99,20 +106,12 @@ class Nvfp4Experts(nn.Module):
             else:
                 continue
             if bool(bad.any()):
-                self._complain(int(bad.flatten(1).any(1).nonzero()[0]), f"{name} {what}")
+                complain(int(bad.reshape(len(bad), -1).any(1).nonzero()[0]), f"{name} {what}")
         gate, up = self.gate_up_weight_scale_2.unbind(1)
         if not torch.equal(gate, up):
             e = int((gate != up).nonzero()[0])
-            self._complain(
-                e, f"gate_proj and up_proj must have one weight_scale_2, found {gate[e].item()} "
-                f"and {up[e].item()}"
-            )
-
-    def _complain(self, expert: int, what: str) -> None:
-        raise ValueError(
-            f"checkpoint: {self.prefix}.{expert}: {what}. Quantise the checkpoint again "
-            "(diffusiongemma-vllm quantize) or download it again."
-        )
+            two = f"{gate[e].item()} and {up[e].item()}"
+            complain(e, f"gate_proj and up_proj must have one weight_scale_2, found {two}")
 
     def prepare(self) -> None:
         """Turn the loaded tensors into what runs here, and let go of them."""
@@ -155,9 +154,7 @@ class Prepare(QuantizeMethodBase):
 def build_experts(config: Any, router: Router, quant_config: Any, prefix: str) -> nn.Module:
     """NVFP4 experts of ours, plain torch on CPU, vLLM's for every other format."""
     if isinstance(quant_config, Nvfp4ExpertsConfig):
-        return Nvfp4Experts(
-            config, router, input_scales=quant_config.description.input_scales, prefix=prefix
-        )
+        return Nvfp4Experts(config, router, input_scales=quant_config.description.input_scales)
     if current_platform.is_cpu():
         return TorchExperts(config, router)
     return FusedMoEFactory(

@@ -68,9 +68,9 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
             not layer.encoder_scalar.is_meta
             and not torch.equal(layer.encoder_scalar, layer.decoder_scalar)
         )
-    for module in modules.values():
+    for name, module in modules.items():
         if isinstance(module, Nvfp4Experts):
-            module.check()
+            module.check(source(name, None, shared_kv))
     held = {name for name in places if name.rpartition(".")[0] in experts}
     return {name for name, _ in filled if name in places} | held
 

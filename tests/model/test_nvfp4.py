@@ -135,9 +135,9 @@ def test_other_formats_are_refused_by_name_on_cpu(copy, changes):
         engine_config(copy)
 
 
-def test_widths_without_whole_blocks_are_refused(copy):
+def test_widths_without_whole_blocks_are_refused():
     from types import SimpleNamespace
 
     config = SimpleNamespace(num_experts=2, hidden_size=24, moe_intermediate_size=32)
     with pytest.raises(ValueError, match="multiples of 16, found 24 and 32"):
-        Nvfp4Experts(config, None, input_scales=True, prefix="x")
+        Nvfp4Experts(config, None, input_scales=True)

@@ -1,0 +1,100 @@
+"""NVFP4 experts compute with the numbers that their tensors stand for."""
+
+import shutil
+
+import pytest
+import torch
+from modules import building, edit_tensors, empty, engine_config, load
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from diffusiongemma_kernels.formats.nvfp4 import dequantize, quantize
+
+EXPERTS = "model.decoder.layers.1.experts"
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint, tmp_path_factory):
+    """A small checkpoint in NVIDIA's layout, without input scales."""
+    from diffusiongemma_vllm.cli.main import main
+
+    folder = tmp_path_factory.mktemp("nvfp4") / "small"
+    assert main(["quantize", str(checkpoint), str(folder), "--calibration", "none"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rounded(checkpoint, tmp_path_factory):
+    """The BF16 layout, holding the numbers that NVFP4 rounds it to."""
+    folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("rounded") / "small")
+
+    def edit(tensors):
+        for layer in range(LAYERS):
+            for leaf in ("gate_up_proj", "down_proj"):
+                place = tensors[f"model.decoder.layers.{layer}.experts.{leaf}"]
+                place.copy_(dequantize(quantize(place)))
+
+    edit_tensors(folder, edit)
+    return folder
+
+
+def test_equal_to_the_rounded_checkpoint(small, rounded, rows):
+    """Bit for bit, layer by layer."""
+    mine, other = load(small), load(rounded)
+    for got, want in zip(mine.model.layers, other.model.layers, strict=True):
+        scores = want.router(rows)
+        assert torch.equal(got.experts(rows, scores), want.experts(rows, scores))
+
+
+@pytest.mark.parametrize("count", [0, 1, 33])
+def test_a_row_does_not_depend_on_the_others(small, rows, count):
+    experts = load(small).model.layers[0].experts
+    scores = torch.randn(len(rows), 8, generator=torch.Generator().manual_seed(1))
+    whole = experts(rows, scores)
+    assert_close(experts(rows[:count], scores[:count]), whole[:count], rtol=0, atol=0)
+
+
+def test_tensors_are_let_go_of(small):
+    experts = load(small).model.layers[0].experts
+    assert {name for name, _ in experts.named_parameters()} == {
+        "run.gate_up_proj", "run.down_proj",
+    }
+
+
+def set_to(name, value):
+    return lambda tensors: tensors[f"{EXPERTS}.5.{name}"].view(-1)[:1].fill_(value)
+
+
+BAD = {
+    "unequal gate and up": (
+        set_to("up_proj.weight_scale_2", 0.5), "gate_proj and up_proj must have one weight_scale_2"
+    ),
+    "a scale below zero": (
+        set_to("gate_proj.weight_scale", -1.0), "gate_up_weight_scale must not be negative or NaN"
+    ),
+    "a scale of NaN": (
+        set_to("down_proj.weight_scale", float("nan")),
+        "down_weight_scale must not be negative or NaN",
+    ),
+    "a global scale of zero": (
+        set_to("down_proj.weight_scale_2", 0.0), "down_weight_scale_2 must be a positive number"
+    ),
+    "an infinite global scale": (
+        set_to("down_proj.weight_scale_2", float("inf")),
+        "down_weight_scale_2 must be a positive number",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "says"), BAD.values(), ids=BAD)
+def test_scales_that_cannot_be_are_named(small, damage, says):
+    tensors = load_file(small / "model.safetensors")
+    damage(tensors)
+    config = engine_config(small)
+    with building(config):
+        model = empty(config)
+        with pytest.raises(ValueError) as error:
+            model.load_weights(tensors.items())
+    message = str(error.value)
+    assert f"{EXPERTS}.5: {says}" in message and "Quantise the checkpoint again" in message
