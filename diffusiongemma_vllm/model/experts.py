@@ -1,4 +1,4 @@
-"""Which experts a layer gets: NVFP4 ones of ours, plain torch on CPU, or vLLM's."""
+"""Which experts a layer gets: our kernels on a GPU, plain torch on CPU, or vLLM's."""
 
 from __future__ import annotations
 
@@ -6,15 +6,50 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm import envs
 from vllm.model_executor.layers.fused_moe import FusedMoEFactory
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.platforms import current_platform
 
-from diffusiongemma_kernels.formats.nvfp4 import BLOCK, NVFP4, dequantize
-from diffusiongemma_vllm.model.moe import Router, TorchExperts
+from diffusiongemma_kernels.formats.nvfp4 import BLOCK, E4M3_TINY, NVFP4, dequantize
+from diffusiongemma_kernels.moe_gemm.op import moe
+from diffusiongemma_kernels.moe_gemm.pack import pack
+from diffusiongemma_kernels.moe_gemm.types import Dense
+from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
+from diffusiongemma_vllm.model.moe import Router, TorchExperts, route
 from diffusiongemma_vllm.model.nvfp4 import Nvfp4ExpertsConfig
 
 SIGN, NAN = 0x80, 0x7F  # bits of e4m3
+
+
+def run_kernels(
+    x: Tensor, scores: Tensor, router: Router, top_k: int, gate_up: Weights, down: Weights
+) -> Tensor:
+    """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+    weights, ids = route(scores, top_k, router.per_expert_scale)
+    return moe(x, ids, weights, gate_up, down, batch_invariant=envs.VLLM_BATCH_INVARIANT)
+
+
+class DenseExperts(TorchExperts):
+    """The experts of a BF16 checkpoint by our kernels."""
+
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
+        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+        gate_up, down = Dense(self.gate_up_proj), Dense(self.down_proj)
+        return run_kernels(x, scores, self.router[0], self.top_k, gate_up, down)
+
+
+class PackedExperts(nn.Module):
+    """NVFP4 experts in the order in which our kernels read them."""
+
+    def __init__(self, top_k: int, router: Router, gate_up: NVFP4, down: NVFP4) -> None:
+        super().__init__()
+        self.top_k, self.router = top_k, [router]
+        self.gate_up, self.down = pack(*gate_up, gate_up=True), pack(*down, gate_up=False)
+
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
+        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+        return run_kernels(x, scores, self.router[0], self.top_k, self.gate_up, self.down)
 
 
 class Nvfp4Experts(nn.Module):
@@ -45,6 +80,7 @@ class Nvfp4Experts(nn.Module):
         self.config, self.router = config, [router]  # in a list: not a submodule of this one
         self.dtype = torch.get_default_dtype()  # vLLM sets it to the model's while it builds
         self.input_scales = input_scales
+        self.checked = False
         for name, shape in {"gate_up": (E, 2, F, H), "down": (E, H, F)}.items():
             *lead, K = shape
             each = lead[:-1]
@@ -112,14 +148,28 @@ class Nvfp4Experts(nn.Module):
             e = int((gate != up).nonzero()[0])
             two = f"{gate[e].item()} and {up[e].item()}"
             complain(e, f"gate_proj and up_proj must have one weight_scale_2, found {two}")
+        self.checked = True
 
     def prepare(self) -> None:
         """Turn the loaded tensors into what runs here, and let go of them."""
         if self.run is not None or self.gate_up_weight.is_meta:
             return
-        self.run = self._dense()
+        if not self.checked:
+            self._correct_dummy()
+        if self.gate_up_weight.is_cuda:
+            top_k = self.config.top_k_experts
+            self.run = PackedExperts(top_k, self.router[0], self.gate_up(), self.down())
+        else:
+            self.run = self._dense()
         for name in [name for name, _ in self.named_parameters(recurse=False)]:
             delattr(self, name)
+
+    def _correct_dummy(self) -> None:
+        """Load format ``dummy`` draws numbers around zero, of which no scale can be negative."""
+        for parameter in self.parameters():
+            if parameter.dtype != torch.uint8:
+                least = E4M3_TINY if parameter.dtype == torch.float8_e4m3fn else 1e-6
+                parameter.data.copy_(parameter.data.float().nan_to_num(1.0).abs().clamp(min=least))
 
     def _dense(self) -> TorchExperts:
         """Plain torch with the same numbers, expert by expert."""
@@ -152,11 +202,16 @@ class Prepare(QuantizeMethodBase):
 
 
 def build_experts(config: Any, router: Router, quant_config: Any, prefix: str) -> nn.Module:
-    """NVFP4 experts of ours, plain torch on CPU, vLLM's for every other format."""
+    """Ours for BF16 and for NVFP4 experts, and for everything on CPU; vLLM's for the rest.
+
+    The rest, on a GPU: other quantised formats, and weights served in FP16 or FP32.
+    """
     if isinstance(quant_config, Nvfp4ExpertsConfig):
         return Nvfp4Experts(config, router, input_scales=quant_config.description.input_scales)
     if current_platform.is_cpu():
         return TorchExperts(config, router)
+    if quant_config is None and torch.get_default_dtype() == torch.bfloat16:
+        return DenseExperts(config, router)
     return FusedMoEFactory(
         num_experts=config.num_experts,
         top_k=config.top_k_experts,

@@ -1,6 +1,7 @@
 """NVFP4 experts compute with the numbers that their tensors stand for."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from diffusiongemma_kernels.formats.nvfp4 import dequantize, quantize
+from diffusiongemma_vllm.model.experts import DenseExperts, Nvfp4Experts, PackedExperts
 
+CONFIG = SimpleNamespace(
+    num_experts=8, hidden_size=64, moe_intermediate_size=32, top_k_experts=2
+)
 EXPERTS = "model.decoder.layers.1.experts"
 LAYERS = 3
 
@@ -60,6 +65,36 @@ def test_tensors_are_let_go_of(small):
     assert {name for name, _ in experts.named_parameters()} == {
         "run.gate_up_proj", "run.down_proj",
     }
+
+
+def test_the_kernels_get_the_same_numbers(small, rounded, rows):
+    """Packed and dense, by the kernels' own implementation in plain torch."""
+    want = load(rounded).model.layers[1].experts
+    router, scores = want.router[0], torch.randn(len(rows), 8)
+    tensors = load_file(small / "model.safetensors")
+    held = Nvfp4Experts(CONFIG, router, input_scales=False)
+    for name, place in held.places().items():
+        place.copy_(tensors[f"{EXPERTS}.{name}"])
+    packed = PackedExperts(CONFIG.top_k_experts, router, held.gate_up(), held.down())
+    dense = DenseExperts(CONFIG, router)
+    for name, place in dense.places().items():
+        place.copy_(getattr(want, name))
+    for experts in (packed, dense):
+        assert_close(experts(rows, scores), want(rows, scores), rtol=1e-5, atol=1e-5)
+
+
+def test_a_dummys_scales_are_corrected(checkpoint):
+    """Random floats, as ``--load-format dummy`` draws them."""
+    config = SimpleNamespace(**vars(CONFIG))
+    router = SimpleNamespace(per_expert_scale=torch.ones(8))
+    experts = Nvfp4Experts(config, router, input_scales=True)
+    for parameter in experts.parameters():
+        drawn = torch.randint(0, 255, parameter.shape) if parameter.dtype == torch.uint8 else (
+            torch.randn(parameter.shape) * 1e-3
+        )
+        parameter.data.copy_(drawn)
+    experts.prepare()
+    assert torch.isfinite(experts(torch.randn(3, 64), torch.randn(3, 8))).all()
 
 
 def set_to(name, value):
