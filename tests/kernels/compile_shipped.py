@@ -1,6 +1,7 @@
 """compile_shipped.py CAPABILITY: one JSON line for each kernel of the model's shapes."""
 
 import json
+import re
 import sys
 
 from diffusiongemma_kernels import compiling
@@ -9,6 +10,8 @@ from diffusiongemma_kernels.attention import _kernel as attention
 from diffusiongemma_kernels.kv_write import _kernel as kv_write
 from diffusiongemma_kernels.moe_gemm import _config as moe_config
 from diffusiongemma_kernels.moe_gemm import _kernel as moe
+from diffusiongemma_kernels.moe_gemm_fp4 import _config as fp4_config
+from diffusiongemma_kernels.moe_gemm_fp4 import _kernel as fp4
 from diffusiongemma_kernels.moe_sort import _kernel as moe_sort
 from diffusiongemma_kernels.row_stats import _kernel as row_stats
 
@@ -126,6 +129,36 @@ def sort(capability: int):
     )
 
 
+def fp4_experts(capability: int, fn, config: fp4_config.Config):
+    """W4A4 `gate_up` or `down` for hidden 2816 and width 704."""
+    up = fn is fp4.gate_up
+    columns = 2816 if up else 704
+    pointers = dict.fromkeys(("x_ptr", "xs_ptr", "w_ptr", "ws_ptr"), "u8")
+    pointers |= dict.fromkeys(("global_ptr", "input_ptr"), "fp32") | {"tiles_ptr": "i32"}
+    down = {"rows_ptr": "i32", "weight_ptr": "fp32", "slots_ptr": "bf16"}
+    pointers |= {"h_ptr": "bf16"} if up else down
+    constants = {
+        "BLOCK_N": config.block_n,
+        "BLOCK_M": config.block_m,
+        "BLOCK_K": config.block_k,
+        "EVEN_K": columns % config.block_k == 0,
+        "NATIVE": True,
+    }
+    scalars = divisible("C", "TILES", "F" if up else "H")
+    launch = {"num_warps": config.warps, "num_stages": config.stages}
+    return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)
+
+
+def quantise(capability: int, config: fp4_config.Config, top_k: int):
+    pointers = {"x_ptr": "bf16", "rows_ptr": "i32", "tiles_ptr": "i32", "input_scale_ptr": "fp32"}
+    pointers |= dict.fromkeys(("codes_ptr", "scales_ptr"), "u8")
+    constants = {"K": top_k, "BLOCK_N": config.block_n, "BLOCK_C": config.quantised}
+    return compiling.compile_for(
+        fp4.quantise, pointers, divisible("C", "TILES", "stride_x"), constants,
+        capability=capability, num_warps=4,
+    )  # fmt: skip
+
+
 LOCAL = _config.Shape(256, 1, 8, 2, 256, 2, 256, 768)
 GLOBAL = LOCAL._replace(kv_heads=2, group=8, head_dim=512)
 
@@ -133,8 +166,10 @@ GLOBAL = LOCAL._replace(kv_heads=2, group=8, head_dim=512)
 def main(capability: int) -> None:
     def report(op: str, case: str, compiled) -> None:
         used = compiling.resources(compiled)._asdict()
-        wgmma = "wgmma.mma_async" in compiled.asm["ptx"]
-        print(json.dumps({"op": op, "case": case, "sm": capability, **used, "wgmma": wgmma}))
+        ptx = compiled.asm["ptx"]
+        used["wgmma"] = "wgmma.mma_async" in ptx
+        used["fp4"] = bool(re.search(r"mma\.\S*kind::mxf4nvf4\.block_scale", ptx))
+        print(json.dumps({"op": op, "case": case, "sm": capability, **used}))
 
     for kv in ("bf16", "fp8e4nv") if capability >= 89 else ("bf16",):
         report("attention", f"local split {kv}", attend(capability, LOCAL, 1024, kv, 2))
@@ -149,6 +184,12 @@ def main(capability: int) -> None:
             for fn in (moe.gate_up, moe.down):
                 case = f"{fn.__name__} {'nvfp4' if nvfp4 else 'dense'} {config.block_n}"
                 report("moe_gemm", case, experts(capability, fn, config, nvfp4))
+    if capability >= 100:
+        for _, config in fp4_config.table(divmod(capability, 10)):
+            report("moe_quantise", f"{config.block_n}", quantise(capability, config, 8))
+            for fn in (fp4.gate_up, fp4.down):
+                case = f"{fn.__name__} {config.block_n}"
+                report("moe_gemm_fp4", case, fp4_experts(capability, fn, config))
 
 
 if __name__ == "__main__":

@@ -38,5 +38,8 @@ def test_shipped_configurations_compile(gpu: Limit) -> None:
     for line in lines:
         assert line["shared"] <= gpu.shared, line
         assert line["stack"] == 0, f"spills: {line}"
-        if gpu.capability == 90 and line["op"] == "attention":
+        if gpu.capability == 90 and line["op"] in ("attention", "moe_gemm"):
             assert line["wgmma"], line
+        assert line["fp4"] == (line["op"] == "moe_gemm_fp4"), line
+    if gpu.capability >= 100:
+        assert any(line["fp4"] for line in lines)

@@ -1,7 +1,9 @@
-"""Weights of `moe_gemm.pack` into the registers that the tensor core multiplies."""
+"""NVFP4 numbers as floats, and the gate: what the expert GEMMs share."""
 
 import triton
 import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
 
 # Four e2m1 numbers in each 16-bit half of $4, as bf16 times 2^-126, times the scales in $5.
 DECODE = tl.constexpr("""{
@@ -70,3 +72,12 @@ def decode(codes, scales, U: tl.constexpr, KB: tl.constexpr, DTYPE: tl.constexpr
     w = w.reshape(U, KB, 8, 4, 2, 2, 2, 2, 2)  # unit, block, row, quad, row8, k8, k1, step2, step
     w = w.permute(0, 4, 2, 1, 7, 8, 5, 3, 6)
     return w.reshape(U * 16, KB * 64)
+
+
+@triton.jit
+def gated(product, M: tl.constexpr, N: tl.constexpr):
+    """Blocks of 64 rows of the gate and 64 of up -> gelu(gate) * up.  [M, N] -> [M / 2, N]"""
+    both = product.reshape(M // 128, 2, 64, N).permute(0, 2, 3, 1)
+    gate, up = tl.split(both.reshape(M // 2, N, 2))
+    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+    return gate / (1.0 + tl.exp2(inner * (-2.0 * LOG2E))) * up

@@ -1,9 +1,7 @@
 import triton
 import triton.language as tl
 
-from diffusiongemma_kernels.moe_decode._kernel import decode
-
-LOG2E = tl.constexpr(1.4426950408889634)
+from diffusiongemma_kernels.moe_decode._kernel import decode, gated
 
 
 @triton.jit
@@ -118,10 +116,7 @@ def gate_up_tile(
         row = f + (m // 64 % 2) * F  # [M]
         w_ptrs = w_ptr + (expert * 2 * F + row)[:, None] * columns + tl.arange(0, BLOCK_K)[None, :]
         product = dense_product(x_ptrs, live, w_ptrs, f < F, columns, M, N, BLOCK_K, EVEN_K)
-    both = product.reshape(M // 128, 2, 64, N).permute(0, 2, 3, 1)
-    gate, up = tl.split(both.reshape(M // 2, N, 2))  # [M / 2, N]
-    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-    h = gate / (1.0 + tl.exp2(inner * (-2.0 * LOG2E))) * up
+    h = gated(product, M, N)  # [M / 2, N]
     f = first * 64 + tl.arange(0, M // 2)
     ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + f[None, :]
     mask = live[:, None] & (f < stride_h)[None, :]
