@@ -34,7 +34,7 @@ def test_by_tensor_the_outputs_sum_to_the_whole(ranks):
         run(IDS, shards.gate_up(GATE_UP, rank, ranks), shards.down(DOWN, rank, ranks))
         for rank in range(ranks)
     ]
-    torch.testing.assert_close(sum(parts), run(IDS, GATE_UP, DOWN), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sum(parts), run(IDS, GATE_UP, DOWN), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("ranks", range(1, E + 1))
@@ -46,7 +46,7 @@ def test_by_experts_the_outputs_sum_to_the_whole(ranks):
         )
         for rank in range(ranks)
     ]
-    torch.testing.assert_close(sum(parts), run(IDS, GATE_UP, DOWN), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sum(parts), run(IDS, GATE_UP, DOWN), rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7, 8, 11, 16, 22, 43, 44])
