@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import moe_cases
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -26,6 +27,7 @@ class Timed(NamedTuple):
     bytes: int = 0
     flops: int = 0
     baseline: Callable[[], object] | None = None
+    facts: dict | None = None  # more for the line
 
 
 class Attention(NamedTuple):
@@ -182,8 +184,23 @@ def torch_statistics(logits: torch.Tensor, temperature: torch.Tensor) -> None:
         (p / torch.empty_like(p).exponential_()).argmax(1)
 
 
+def experts(sweep: bool) -> Iterator[Timed]:
+    """Against the slower of reading the weights and multiplying the rows."""
+    for case in moe_cases.experts(sweep):
+        streams = case.bytes / 4300e9 > case.flops / 790e12  # an H200's
+        yield Timed(
+            case.case,
+            case.run,
+            bytes=case.bytes if streams else 0,
+            flops=0 if streams else case.flops,
+            baseline=case.baseline,
+            facts=case.facts,
+        )
+
+
 OPS: dict[str, Callable[[bool], Iterator[Timed]]] = {
     "attention": attention,
     "kv_write": writes,
+    "moe_gemm": experts,
     "row_stats": statistics,
 }

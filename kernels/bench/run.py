@@ -42,6 +42,7 @@ def line(op: str, timed: Timed, facts: dict) -> dict:
     us = triton.testing.do_bench(timed.run, return_mode="median") * 1e3
     warm = triton.testing.do_bench_cudagraph(timed.run) * 1e3
     result = {"op": op, "case": timed.case, **facts, "us": round(us, 2), "us_warm": round(warm, 2)}
+    result |= timed.facts or {}
     ceiling = next((c for name, c in CEILINGS.items() if name in facts["gpu"]), None)
     if timed.bytes:
         result["GB/s"] = round(timed.bytes / us / 1e3, 1)
