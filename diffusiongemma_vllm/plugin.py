@@ -16,7 +16,7 @@ def register() -> None:
     compat.check_version()
     from vllm.model_executor.models import ModelRegistry
 
-    from diffusiongemma_vllm.model import nvfp4
+    from diffusiongemma_vllm import nvfp4
     from diffusiongemma_vllm.parsers import registration
 
     ModelRegistry.register_model(compat.ARCHITECTURE, MODEL)

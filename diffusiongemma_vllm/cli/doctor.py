@@ -57,7 +57,7 @@ def _device() -> list[tuple[str, str]]:
         return [
             ("device", f"CPU, {os.cpu_count()} cores (no CUDA device found)"),
             ("attention, sampler", "plain torch"),
-            ("experts", "plain torch, BF16 and FP32 checkpoints"),
+            ("experts", "plain torch, BF16, FP32 and NVFP4 checkpoints"),
             ("vLLM's runner", "Triton's interpreter"),
         ]
     rows = []
@@ -70,6 +70,6 @@ def _device() -> list[tuple[str, str]]:
         *rows,
         ("attention, KV write", "our Triton kernels"),
         ("row statistics", "our Triton kernels"),
-        ("experts", "vLLM's fused experts (NVFP4: the kernel vLLM picks for the GPU)"),
+        ("experts", "our Triton kernels for BF16 and NVFP4, vLLM's for other formats"),
         ("CUDA graphs", "whole canvases, FULL_DECODE_ONLY"),
     ]

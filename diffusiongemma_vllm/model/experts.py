@@ -17,7 +17,7 @@ from diffusiongemma_kernels.moe_gemm.pack import pack
 from diffusiongemma_kernels.moe_gemm.types import Dense
 from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
 from diffusiongemma_vllm.model.moe import Router, TorchExperts, route
-from diffusiongemma_vllm.model.nvfp4 import Nvfp4ExpertsConfig
+from diffusiongemma_vllm.nvfp4 import Nvfp4ExpertsConfig
 
 SIGN, NAN = 0x80, 0x7F  # bits of e4m3
 

@@ -7,7 +7,7 @@ from modules import building, edit_json, empty, engine_config
 
 from diffusiongemma_vllm import quantisation
 from diffusiongemma_vllm.model.experts import Nvfp4Experts
-from diffusiongemma_vllm.model.nvfp4 import NAME
+from diffusiongemma_vllm.nvfp4 import NAME
 
 DTYPES = {
     "BF16": torch.bfloat16, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn, "F32": torch.float32,

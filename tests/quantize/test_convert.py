@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize, quantize
 from diffusiongemma_vllm import quantisation
-from diffusiongemma_vllm.model.nvfp4 import NAME
+from diffusiongemma_vllm.nvfp4 import NAME
 
 FUSED = "model.decoder.layers.1.experts"
 
