@@ -24,6 +24,5 @@ def register() -> None:
     compat.override_config_hook()
     compat.record_engine_args()
     compat.admit_requests()
-    compat.compile_by_back_end()
     compat.watch_frontends()
     registration.register()
