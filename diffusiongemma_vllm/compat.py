@@ -189,6 +189,33 @@ def admit_requests() -> None:
     patch(InputProcessor, "process_inputs", make_process)
 
 
+def refuse_streams_early() -> None:
+    """Check a streamed request before the server has sent its 200, not at the first token.
+
+    Removal: when ``AsyncLLM.generate`` checks its parameters as it is called.
+    """
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    def make(original: Any) -> Any:
+        def generate(self: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+            if (
+                isinstance(params, SamplingParams)
+                and params.output_kind is RequestOutputKind.DELTA
+                and ours(self.model_config)
+            ):
+                from diffusiongemma_vllm.runner.admission import check_tokens
+
+                copy = params.clone()
+                self.input_processor._validate_params(copy, ("generate",))
+                check_tokens(copy)
+            return original(self, prompt, params, *args, **kwargs)
+
+        return generate
+
+    patch(AsyncLLM, "generate", make)
+
+
 def watch_frontends() -> None:
     """Have answers carry our reports wherever requests for DiffusionGemma come in.
 

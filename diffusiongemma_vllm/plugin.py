@@ -24,5 +24,6 @@ def register() -> None:
     compat.override_config_hook()
     compat.record_engine_args()
     compat.admit_requests()
+    compat.refuse_streams_early()
     compat.watch_frontends()
     registration.register()

@@ -38,7 +38,7 @@ def pinned(canvas: Tensor) -> Tensor:
 
 
 def corrupt(canvas: Tensor, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
-    """canvas [B, C] -> the noisy canvas, one at least as noisy, and what is clean in both, [B, C]."""
+    """canvas [B, C] -> the noisy canvas, one no less noisy, and what is clean in both [B, C]."""
     B, C = canvas.shape
     draw, more, jump, all_noise = torch.rand(4, B, 1, device=canvas.device)
     t = torch.maximum(draw, (all_noise < 0.25).float())
@@ -52,7 +52,7 @@ def corrupt(canvas: Tensor, vocab: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sampled(noisy: Tensor, belief: Tensor, clean: Tensor, canvas: Tensor) -> Tensor:
-    """`noisy` [B, C], half of its rows replaced by the canvas that the sampler makes of `belief`."""
+    """`noisy` [B, C], half of its rows replaced by what the sampler makes of `belief`."""
     B, C, V = belief.shape
     accepted, _ = accept(belief, Rules.bound)
     gumbel = -torch.empty_like(belief).exponential_().log()

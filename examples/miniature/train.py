@@ -10,7 +10,6 @@ but still to the end of the schedule.
 """
 
 import argparse
-import io
 import json
 import math
 import random
@@ -26,12 +25,12 @@ from export import save_checkpoint
 from loader import BUCKETS, CANVAS, load, unpack
 from model import Miniature
 from objective import loss_of
+from safetensors.torch import load_file
 from sampler import sample
 from tokens import encode
 from torch import Tensor
 from tqdm import tqdm
 
-PART = 15 << 20
 AVERAGE = 0.998
 
 
@@ -159,33 +158,15 @@ def score(model: Miniature, count: int) -> dict:
     }
 
 
-def save_state(state: State, folder: Path) -> None:
-    """Weights and optimizer in files of 15 MiB, for --resume."""
-    moments = [
-        {key: state.optimizer.state[p][key].bfloat16() for key in ("exp_avg", "exp_avg_sq")}
-        for p in state.model.parameters()
-    ]
-    buffer = io.BytesIO()
-    torch.save({"weights": state.model.state_dict(), "moments": moments}, buffer)
-    data = buffer.getvalue()
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(0, len(data), PART):
-        (folder / f"state.{i // PART}").write_bytes(data[i : i + PART])
-
-
-def resume(state: State, folder: Path) -> None:
-    """The opposite of save_state."""
-    parts = sorted(folder.glob("state.*"), key=lambda part: int(part.suffix[1:]))
-    saved = torch.load(io.BytesIO(b"".join(p.read_bytes() for p in parts)), map_location="cpu")
-    state.model.load_state_dict(saved["weights"])
-    for p, average, moments in zip(
-        state.model.parameters(), state.average, saved["moments"], strict=True
-    ):
+def go_on(state: State, folder: Path) -> None:
+    """Start from the weights of a checkpoint instead of random ones."""
+    missing, _ = state.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    if missing:
+        raise ValueError(
+            f"{folder}/model.safetensors lacks {missing[0]} and {len(missing) - 1} more"
+        )
+    for p, average in zip(state.model.parameters(), state.average, strict=True):
         average.copy_(p.detach())
-        state.optimizer.state[p] = {
-            "step": torch.tensor(1000.0, device=p.device),
-            **{key: value.float().to(p.device) for key, value in moments.items()},
-        }
 
 
 def arguments() -> argparse.Namespace:
@@ -197,8 +178,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=12, help="processes that make examples")
     parser.add_argument("--shrink", type=int, default=1, help="divide the batch size (for a CPU)")
     parser.add_argument("--eval", type=int, default=200, help="held-out prompts at the end")
-    parser.add_argument("--resume", type=Path, help="folder with state.* files to go on from")
-    parser.add_argument("--state", type=Path, help="folder to save state.* files in")
+    parser.add_argument("--weights", type=Path, help="checkpoint folder to go on from")
     parser.add_argument("--eager", action="store_true", help="do not capture CUDA graphs")
     return parser.parse_args()
 
@@ -209,14 +189,13 @@ def main() -> None:
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     state = start(device)
+    if args.weights:
+        go_on(state, args.weights)
     save_checkpoint(state.model, args.out)
-    if args.resume:
-        resume(state, args.resume)
     graphs = device.type == "cuda" and not args.eager
     run = captured(state, args.shrink) if graphs else eager(state)
     print(f"ready after {time.monotonic() - began:.0f} s")
     count = train(state, run, batches, args, began)
-    raw = [p.detach().clone() for p in state.model.parameters()]
     for p, average in zip(state.model.parameters(), state.average, strict=True):
         p.data.copy_(average.bfloat16())
     save_checkpoint(state.model, args.out)
@@ -227,10 +206,6 @@ def main() -> None:
         for task in [*SCORED, "all"]:
             print(f"{task:12s} {result['exact'].get(task, float('nan')):.3f}")
         print(json.dumps(result))
-    if args.state:
-        for p, value in zip(state.model.parameters(), raw, strict=True):
-            p.data.copy_(value)
-        save_state(state, args.state)
 
 
 if __name__ == "__main__":
