@@ -11,15 +11,23 @@ from vllm.model_executor.layers.fused_moe import FusedMoEFactory
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.platforms import current_platform
 
+from diffusiongemma_kernels import target
 from diffusiongemma_kernels.formats.nvfp4 import BLOCK, E4M3_TINY, NVFP4, dequantize
 from diffusiongemma_kernels.moe_gemm.op import moe
 from diffusiongemma_kernels.moe_gemm.pack import pack
 from diffusiongemma_kernels.moe_gemm.types import Dense
 from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
+from diffusiongemma_kernels.moe_gemm_fp4.op import moe_fp4
+from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4
 from diffusiongemma_vllm.model.moe import Router, TorchExperts, route
 from diffusiongemma_vllm.nvfp4 import Nvfp4ExpertsConfig
 
 SIGN, NAN = 0x80, 0x7F  # bits of e4m3
+
+
+def multiplies_fp4(device: torch.device) -> bool:
+    """True for Blackwell, whose tensor cores multiply NVFP4 by NVFP4."""
+    return target.of(device).capability[0] in (10, 12)
 
 
 def run_kernels(
@@ -50,6 +58,21 @@ class PackedExperts(nn.Module):
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """x: [T, H]  scores: [T, E]  ->  [T, H]"""
         return run_kernels(x, scores, self.router[0], self.top_k, self.gate_up, self.down)
+
+
+class Fp4Experts(nn.Module):
+    """NVFP4 experts as they are stored, whose activations are rounded to NVFP4 too."""
+
+    def __init__(self, top_k: int, router: Router, gate_up: Fp4, down: Fp4) -> None:
+        super().__init__()
+        self.top_k, self.router = top_k, [router]
+        self.gate_up, self.down = gate_up, down
+
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
+        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+        weights, ids = route(scores, self.top_k, self.router[0].per_expert_scale)
+        invariant = envs.VLLM_BATCH_INVARIANT
+        return moe_fp4(x, ids, weights, self.gate_up, self.down, batch_invariant=invariant)
 
 
 class Nvfp4Experts(nn.Module):
@@ -120,6 +143,15 @@ class Nvfp4Experts(nn.Module):
         """codes [E, H, F / 2], scales [E, H, F / 16], global scale [E]"""
         return NVFP4(self.down_weight, self.down_weight_scale, self.down_weight_scale_2)
 
+    def with_input_scales(self) -> tuple[Fp4, Fp4]:
+        """Gate and up, and down, with their activations' scales [E]."""
+        gate_up_input: Tensor = self.gate_up_input_scale  # type: ignore[assignment]
+        down_input: Tensor = self.down_input_scale  # type: ignore[assignment]
+        return (
+            Fp4(*self.gate_up(), gate_up_input[:, 0].contiguous()),
+            Fp4(*self.down(), down_input),
+        )
+
     def check(self, checkpoints_name: str) -> None:
         """Raises ValueError naming the first expert whose scales cannot be."""
 
@@ -143,11 +175,12 @@ class Nvfp4Experts(nn.Module):
                 continue
             if bool(bad.any()):
                 complain(int(bad.reshape(len(bad), -1).any(1).nonzero()[0]), f"{name} {what}")
-        gate, up = self.gate_up_weight_scale_2.unbind(1)
-        if not torch.equal(gate, up):
-            e = int((gate != up).nonzero()[0])
-            two = f"{gate[e].item()} and {up[e].item()}"
-            complain(e, f"gate_proj and up_proj must have one weight_scale_2, found {two}")
+        for leaf in ("weight_scale_2", "input_scale")[: 1 + self.input_scales]:
+            gate, up = getattr(self, f"gate_up_{leaf}").unbind(1)
+            if not torch.equal(gate, up):
+                e = int((gate != up).nonzero()[0])
+                two = f"{gate[e].item()} and {up[e].item()}"
+                complain(e, f"gate_proj and up_proj must have one {leaf}, found {two}")
         self.checked = True
 
     def prepare(self) -> None:
@@ -156,11 +189,13 @@ class Nvfp4Experts(nn.Module):
             return
         if not self.checked:
             self._correct_dummy()
-        if self.gate_up_weight.is_cuda:
-            top_k = self.config.top_k_experts
-            self.run = PackedExperts(top_k, self.router[0], self.gate_up(), self.down())
-        else:
+        top_k, router = self.config.top_k_experts, self.router[0]
+        if not self.gate_up_weight.is_cuda:
             self.run = self._dense()
+        elif self.input_scales and multiplies_fp4(self.gate_up_weight.device):
+            self.run = Fp4Experts(top_k, router, *self.with_input_scales())
+        else:
+            self.run = PackedExperts(top_k, router, self.gate_up(), self.down())
         for name in [name for name, _ in self.named_parameters(recurse=False)]:
             delattr(self, name)
 

@@ -10,7 +10,12 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from diffusiongemma_kernels.formats.nvfp4 import dequantize, quantize
-from diffusiongemma_vllm.model.experts import DenseExperts, Nvfp4Experts, PackedExperts
+from diffusiongemma_vllm.model.experts import (
+    DenseExperts,
+    Fp4Experts,
+    Nvfp4Experts,
+    PackedExperts,
+)
 
 CONFIG = SimpleNamespace(
     num_experts=8, hidden_size=64, moe_intermediate_size=32, top_k_experts=2
@@ -81,6 +86,24 @@ def test_the_kernels_get_the_same_numbers(small, rounded, rows):
         place.copy_(getattr(want, name))
     for experts in (packed, dense):
         assert_close(experts(rows, scores), want(rows, scores), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel in the interpreter")
+def test_rounded_activations_stay_close(small, rounded, rows):
+    """What a Blackwell runs: both products' activations in NVFP4, about 0.1 off each."""
+    want = load(rounded).model.layers[1].experts
+    scores = torch.randn(len(rows), 8)
+    tensors = load_file(small / "model.safetensors")
+    held = Nvfp4Experts(CONFIG, want.router[0], input_scales=True)
+    for name, place in held.places().items():
+        if name.endswith("input_scale"):
+            place.fill_((60.0 if "down" in name else 6.0) / 2688)
+        else:
+            place.copy_(tensors[f"{EXPERTS}.{name}"])
+    held.check("experts")
+    experts = Fp4Experts(CONFIG.top_k_experts, want.router[0], *held.with_input_scales())
+    got, exact = experts(rows, scores), want(rows, scores)
+    assert 0.01 < float((got - exact).norm() / exact.norm()) < 0.2
 
 
 def test_a_dummys_scales_are_corrected(checkpoint):
