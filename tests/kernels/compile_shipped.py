@@ -102,7 +102,7 @@ def experts(capability: int, fn, config: moe_config.Config, nvfp4: bool):
         "TAIL_N": config.tail_n,
         "BLOCK_M": schedule.block_m,
         "BLOCK_K": schedule.block_k,
-        "NVFP4": nvfp4,
+        "LANE": config.lane if nvfp4 else 0,
         "HALF": blocks % (schedule.block_m // 128) != 0,
         "EVEN_K": columns % schedule.block_k == 0,
     } | ({"K": 8} if up else {})
@@ -123,7 +123,15 @@ def sort(capability: int):
     pointers = dict.fromkeys(("ids_ptr", "rows_ptr", "tiles_ptr"), "i32")
     pointers |= dict.fromkeys(("x_ptr", "stored_ptr"), "bf16")
     scalars = divisible("n", "TILES", "T", "H", "stride_x", "stride_s")
-    constants = {"E": 128, "BINS": 256, "TILE": 32, "BLOCK": 1024, "BLOCK_T": 4, "BLOCK_H": 512}
+    constants = {
+        "E": 128,
+        "BINS": 256,
+        "TILE": 32,
+        "BLOCK": 1024,
+        "BLOCK_T": 4,
+        "BLOCK_H": 512,
+        "LANE": 2,
+    }
     return compiling.compile_for(
         moe_sort.sort, pointers, scalars, constants, capability=capability, num_warps=4
     )

@@ -12,6 +12,7 @@ from diffusiongemma_kernels.moe_gemm import _config, _torch, op, pack, reference
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
 from diffusiongemma_kernels.moe_gemm.testing import MOE, packed, random_nvfp4, route, worst_row
 from diffusiongemma_kernels.moe_gemm.types import Dense
+from diffusiongemma_kernels.moe_sort.reference import store_columns
 
 
 class Case(NamedTuple):
@@ -34,6 +35,7 @@ CASES = [
 BIG = (Schedule(256, 128, 4, 2), Schedule(256, 64, 4, 2))
 CONFIGS = {
     "half a tile left, steps of 128": Config(16, 16, *BIG),
+    "eight neighbours a lane": Config(16, 16, *BIG, lane=8),
     "narrow tail": Config(32, 16, Schedule(128, 64, 4, 2), Schedule(128, 64, 4, 2)),
 }
 
@@ -260,10 +262,8 @@ def test_every_code_and_scale() -> None:
     ids = torch.zeros(F, 1, dtype=torch.int32, device="cuda")
     ones = torch.ones(F, 1, device="cuda")
     x = torch.zeros(F, F, device="cuda", dtype=torch.bfloat16)
-    ordered = op.moe_sort(x, ids, experts=1, block=32, store=False)
-    # h is in stored order: w2's columns are too.
-    h = torch.eye(F, device="cuda", dtype=torch.bfloat16)
-    h = h.unflatten(1, (-1, 64))[:, :, pack.STORED.to("cuda")].flatten(1).contiguous()
+    ordered = op.moe_sort(x, ids, experts=1, block=32, lane=0)
+    h = store_columns(torch.eye(F, device="cuda", dtype=torch.bfloat16), 2)
     cfg = _config.choose(1.0, True, (9, 0))._replace(block_n=32, tail_n=32)
     got = op.launch_down(ordered, h, ones, down, cfg)
     want = _torch.dequantise(codes, scales, torch.ones(1, device="cuda"))[0].T

@@ -36,8 +36,8 @@ def _unwritten_memory_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-def check(x: torch.Tensor, ids: torch.Tensor, case: Case, store: bool) -> None:
-    arguments = {"experts": case.experts, "block": case.block, "store": store}
+def check(x: torch.Tensor, ids: torch.Tensor, case: Case, lane: int) -> None:
+    arguments = {"experts": case.experts, "block": case.block, "lane": lane}
     got = op.moe_sort(x, ids, **arguments)
     want = reference.moe_sort(x, ids, **arguments)
     assert torch.equal(got.rows[: len(want.rows)], want.rows)
@@ -45,32 +45,33 @@ def check(x: torch.Tensor, ids: torch.Tensor, case: Case, store: bool) -> None:
     assert torch.equal(got.x, want.x)
 
 
+@pytest.mark.parametrize("lane", [2, 8])
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
-def test_sort(case: Case, device: str) -> None:
+def test_sort(case: Case, lane: int, device: str) -> None:
     ids, _ = route(case.tokens, case.experts, case.top_k, zipf=case.zipf)
     x = torch.randn(case.tokens, case.hidden + 3)[:, : case.hidden]  # rows lie apart
-    check(x.to(device), ids.to(device), case, store=True)
+    check(x.to(device), ids.to(device), case, lane)
 
 
 def test_all_rows_on_one_expert(device: str) -> None:
     case = Case(40, 8, 2, "", block=16)
     ids = torch.full((40, 2), 5, dtype=torch.int32, device=device)
     x = torch.randn(40, 64, device=device)
-    check(x, ids, case, store=False)
-    got = op.moe_sort(x, ids, experts=8, block=16, store=False)
+    check(x, ids, case, lane=0)
+    got = op.moe_sort(x, ids, experts=8, block=16, lane=0)
     assert got.tiles[:, :5].tolist() == [[5] * 5, [0, 16, 32, 48, 64], [16] * 5]
     assert got.x is x
 
 
 def test_ids_of_other_ranks_are_left_out(device: str) -> None:
     ids = torch.tensor([[0, -1], [3, 1], [9, 0]], dtype=torch.int32, device=device)
-    got = op.moe_sort(torch.zeros(3, 64, device=device), ids, experts=3, block=16, store=False)
+    got = op.moe_sort(torch.zeros(3, 64, device=device), ids, experts=3, block=16, lane=0)
     assert got.rows[:3].tolist() == [0, 5, 3]
     assert got.tiles.tolist() == [[0, 1, 0], [0, 2, 0], [2, 1, 0]]
 
 
-def test_stored_order_gives_a_lane_the_columns_of_one_scale() -> None:
+@pytest.mark.parametrize("lane", [2, 8])
+def test_stored_order_gives_a_lane_the_columns_of_one_scale(lane: int) -> None:
     for q in range(4):
-        # Lane q of four reads 2 q, 2 q + 1 and the same 8 further, of each 16 columns.
-        at = [16 * j + 8 * h + 2 * q + b for j in range(4) for h in range(2) for b in range(2)]
-        assert sorted(reference.STORED[at].tolist()) == list(range(16 * q, 16 * q + 16))
+        at = [s + lane * q + i for s in range(0, 64, 4 * lane) for i in range(lane)]
+        assert reference.STORED[lane][at].tolist() == list(range(16 * q, 16 * q + 16))

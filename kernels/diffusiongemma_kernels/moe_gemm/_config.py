@@ -15,6 +15,7 @@ class Config(NamedTuple):
     tail_n: int  # the same for an expert's last rows, if that few
     gate_up: Schedule
     down: Schedule
+    lane: int = 2  # neighbouring columns that a lane of the tensor core reads
 
 
 class Table(NamedTuple):
@@ -36,11 +37,11 @@ DENSE = (
     Table(48, Config(64, 32, Schedule(128, 64, 4, 4), Schedule(128, 64, 4, 4))),
     Table(float("inf"), Config(128, 32, Schedule(128, 64, 8, 3), Schedule(128, 64, 8, 3))),
 )
-# Without asynchronous products the accumulator shares a warp's registers with its operands.
+# Without asynchronous products Triton gives a lane eight neighbours.
 SMALL = Schedule(128, 64, 4, 3)
 OLDER = (
-    Table(24, Config(32, 32, SMALL, SMALL)),
-    Table(float("inf"), Config(64, 32, SMALL, SMALL)),
+    Table(24, Config(32, 32, SMALL, SMALL, 8)),
+    Table(float("inf"), Config(64, 32, SMALL, SMALL, 8)),
 )
 
 

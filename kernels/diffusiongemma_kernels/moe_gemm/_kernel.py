@@ -15,6 +15,7 @@ def nvfp4_product(
     N: tl.constexpr,
     U: tl.constexpr,
     KB: tl.constexpr,
+    LANE: tl.constexpr,
 ):
     """Weights of U * 16 rows times N rows of activations.  [U * 16, N] f32"""
     BLOCKS_M: tl.constexpr = U // 8
@@ -38,7 +39,7 @@ def nvfp4_product(
         codes = tl.load(codes_ptr + code)
         s = tl.load(scales_ptr + scale).reshape(BLOCKS_M, KB, 4, 32, 2, 2)
         s = s.permute(0, 4, 2, 1, 3, 5).reshape(U, KB, 32, 2)  # half of a block before the unit
-        w = decode(codes, s, U, KB, x_ptrs.dtype.element_ty)
+        w = decode(codes, s, U, KB, LANE, x_ptrs.dtype.element_ty)
         acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
         x_ptrs += KB * 64
         codes_ptr += KB * 1024
@@ -94,7 +95,7 @@ def gate_up_tile(
     N: tl.constexpr,
     M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    NVFP4: tl.constexpr,
+    LANE: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     """h[start + n] = gelu(gate . x) * (up . x) for M / 2 columns of h and N rows."""
@@ -103,11 +104,11 @@ def gate_up_tile(
     token = tl.load(rows_ptr + start + n, mask=live, other=0) // K
     x_ptrs = x_ptr + token[:, None].to(tl.int64) * stride_x + tl.arange(0, BLOCK_K)[None, :]
     # Rows come as blocks of 64 for the gate and 64 of the same columns of h for up.
-    if NVFP4:
+    if LANE > 0:
         per_expert = tl.cdiv(F, 64) * columns  # in sixteenths of a row of 128
         product = nvfp4_product(
             x_ptrs, live, w_ptr + expert * per_expert * 32, scales_ptr + expert * per_expert * 8,
-            first, columns // 64, N, M // 16, BLOCK_K // 64,
+            first, columns // 64, N, M // 16, BLOCK_K // 64, LANE,
         )  # fmt: skip
         product *= tl.load(global_ptr + expert) * 256.0
     else:
@@ -120,7 +121,10 @@ def gate_up_tile(
     f = first * 64 + tl.arange(0, M // 2)
     ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + f[None, :]
     mask = live[:, None] & (f < stride_h)[None, :]
-    tl.store(ptrs, tl.trans(h).to(h_ptr.dtype.element_ty), mask=mask)
+    h = tl.trans(h).to(h_ptr.dtype.element_ty)  # [N, M / 2]
+    if LANE > 0:  # `moe_sort`'s order, in which `down` reads it
+        h = h.reshape(N, M // 128, 4, 16 // LANE, LANE).permute(0, 1, 3, 2, 4).reshape(N, M // 2)
+    tl.store(ptrs, h, mask=mask)
 
 
 @triton.jit
@@ -142,7 +146,7 @@ def gate_up_rows(
     N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    NVFP4: tl.constexpr,
+    LANE: tl.constexpr,
     HALF: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
@@ -151,12 +155,12 @@ def gate_up_rows(
     if HALF and (first + 1) * 64 >= F:
         gate_up_tile(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, first,
-            columns, F, stride_x, stride_h, K, N, BLOCK_M // 2, BLOCK_K, NVFP4, EVEN_K,
+            columns, F, stride_x, stride_h, K, N, BLOCK_M // 2, BLOCK_K, LANE, EVEN_K,
         )  # fmt: skip
     else:
         gate_up_tile(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, first,
-            columns, F, stride_x, stride_h, K, N, BLOCK_M, BLOCK_K, NVFP4, EVEN_K,
+            columns, F, stride_x, stride_h, K, N, BLOCK_M, BLOCK_K, LANE, EVEN_K,
         )  # fmt: skip
 
 
@@ -179,7 +183,7 @@ def gate_up(
     TAIL_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    NVFP4: tl.constexpr,
+    LANE: tl.constexpr,
     HALF: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
@@ -192,12 +196,12 @@ def gate_up(
     if TAIL_N < BLOCK_N and count <= TAIL_N:
         gate_up_rows(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, columns,
-            F, stride_x, stride_h, K, TAIL_N, BLOCK_M, BLOCK_K, NVFP4, HALF, EVEN_K,
+            F, stride_x, stride_h, K, TAIL_N, BLOCK_M, BLOCK_K, LANE, HALF, EVEN_K,
         )  # fmt: skip
     else:
         gate_up_rows(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, columns,
-            F, stride_x, stride_h, K, BLOCK_N, BLOCK_M, BLOCK_K, NVFP4, HALF, EVEN_K,
+            F, stride_x, stride_h, K, BLOCK_N, BLOCK_M, BLOCK_K, LANE, HALF, EVEN_K,
         )  # fmt: skip
 
 
@@ -220,7 +224,7 @@ def down_tile(
     N: tl.constexpr,
     M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    NVFP4: tl.constexpr,
+    LANE: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     """slots[row] = weight[row] * (down . h) for M columns of it and N rows."""
@@ -230,11 +234,11 @@ def down_tile(
     x_ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + tl.arange(0, BLOCK_K)[None, :]
     weight = tl.load(weight_ptr + row, mask=live, other=0.0)
     m = first * 128 + tl.arange(0, M)
-    if NVFP4:
+    if LANE > 0:
         per_expert = tl.cdiv(H, 128) * columns
         product = nvfp4_product(
             x_ptrs, live, w_ptr + expert * per_expert * 32, scales_ptr + expert * per_expert * 8,
-            first, columns // 64, N, M // 16, BLOCK_K // 64,
+            first, columns // 64, N, M // 16, BLOCK_K // 64, LANE,
         )  # fmt: skip
         weight *= tl.load(global_ptr + expert) * 256.0
     else:
@@ -263,7 +267,7 @@ def down_rows(
     N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    NVFP4: tl.constexpr,
+    LANE: tl.constexpr,
     HALF: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
@@ -271,12 +275,12 @@ def down_rows(
     if HALF and (first + 1) * 128 >= H:
         down_tile(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, first, columns, H, stride_h, N, BLOCK_M // 2, BLOCK_K, NVFP4, EVEN_K,
+            count, first, columns, H, stride_h, N, BLOCK_M // 2, BLOCK_K, LANE, EVEN_K,
         )  # fmt: skip
     else:
         down_tile(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, first, columns, H, stride_h, N, BLOCK_M, BLOCK_K, NVFP4, EVEN_K,
+            count, first, columns, H, stride_h, N, BLOCK_M, BLOCK_K, LANE, EVEN_K,
         )  # fmt: skip
 
 
@@ -298,7 +302,7 @@ def down(
     TAIL_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    NVFP4: tl.constexpr,
+    LANE: tl.constexpr,
     HALF: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
@@ -311,12 +315,12 @@ def down(
     if TAIL_N < BLOCK_N and count <= TAIL_N:
         down_rows(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, columns, H, stride_h, TAIL_N, BLOCK_M, BLOCK_K, NVFP4, HALF, EVEN_K,
+            count, columns, H, stride_h, TAIL_N, BLOCK_M, BLOCK_K, LANE, HALF, EVEN_K,
         )  # fmt: skip
     else:
         down_rows(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, columns, H, stride_h, BLOCK_N, BLOCK_M, BLOCK_K, NVFP4, HALF, EVEN_K,
+            count, columns, H, stride_h, BLOCK_N, BLOCK_M, BLOCK_K, LANE, HALF, EVEN_K,
         )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def moe_triton(
     cfg = config or _config.choose(
         T * K / E, nvfp4, target.of(x.device).capability, batch_invariant
     )
-    ordered = moe_sort(x, topk_ids, experts=E, block=cfg.block_n, store=nvfp4)
+    ordered = moe_sort(x, topk_ids, experts=E, block=cfg.block_n, lane=cfg.lane if nvfp4 else 0)
     h = launch_gate_up(ordered, gate_up, K, cfg)
     slots = launch_down(ordered, h, topk_weights, down, cfg)
     block = 1024
@@ -77,7 +77,7 @@ def launch_gate_up(ordered: Sorted, weights: Experts, K: int, cfg: Config) -> Te
     F, x = weights.rows // 2, ordered.x
     h = x.new_empty(len(ordered.rows), -(-F // 64) * 64)
     columns = x.shape[1]
-    plan = _plan(weights, cfg.gate_up, -(-F // 64), columns)
+    plan = _plan(weights, cfg, cfg.gate_up, -(-F // 64), columns)
     grid = (-(-F // (cfg.gate_up.block_m // 2)), ordered.tiles.shape[1])
     _kernel.gate_up[grid](
         x,
@@ -105,7 +105,7 @@ def launch_down(
     H = weights.rows
     slots = h.new_empty(len(ordered.rows), H)
     columns = h.shape[1] if isinstance(weights, Nvfp4) else weights.columns
-    plan = _plan(weights, cfg.down, -(-H // 128), columns)
+    plan = _plan(weights, cfg, cfg.down, -(-H // 128), columns)
     grid = (-(-H // cfg.down.block_m), ordered.tiles.shape[1])
     _kernel.down[grid](
         h,
@@ -125,7 +125,7 @@ def launch_down(
     return slots
 
 
-def _plan(weights: Experts, schedule: Schedule, row_blocks: int, columns: int) -> dict:
+def _plan(weights: Experts, cfg: Config, schedule: Schedule, row_blocks: int, columns: int) -> dict:
     """The launch arguments that a schedule and a shape decide."""
     nvfp4 = isinstance(weights, Nvfp4)
     if nvfp4:
@@ -133,7 +133,7 @@ def _plan(weights: Experts, schedule: Schedule, row_blocks: int, columns: int) -
     return {
         "BLOCK_M": schedule.block_m,
         "BLOCK_K": schedule.block_k,
-        "NVFP4": nvfp4,
+        "LANE": cfg.lane if nvfp4 else 0,
         "HALF": row_blocks % (schedule.block_m // 128) != 0,
         "EVEN_K": columns % schedule.block_k == 0,
         "num_warps": schedule.warps,

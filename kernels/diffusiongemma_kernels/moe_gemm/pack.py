@@ -1,7 +1,8 @@
 """NVFP4 expert weights into the order of the tensor core's registers, and back.
 
 A unit is 16 rows by 64 columns, 512 bytes.  Lane 4 g + q of a warp owns 16 bytes of it: rows g and
-g + 8, columns 16 q .. 16 q + 15, which share one scale a row.  A 16-bit half holds columns
+g + 8, columns 16 q .. 16 q + 15, which share one scale a row; `moe_sort` puts x's columns where the lane
+reads them.  A 16-bit half holds columns
 16 q + 4 j + 2 h + b for j = 0 .. 3, its bits chosen so that a shift and a mask put a number where
 a bf16 has sign, low exponent and high mantissa bits.  A scale's byte is what a bf16 of
 scale * 2^118 has below its three highest exponent bits, which are ones; the missing 2^-118 and
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_kernels.moe_gemm.types import Nvfp4
-from diffusiongemma_kernels.moe_sort.reference import STORED
 
 MAGNITUDE = (0, 3, 6, 13)  # the lowest bit of number j in a half
 SIGN = (9, 12, 10, 11)
@@ -33,8 +33,8 @@ def pack(codes: Tensor, scales: Tensor, global_scale: Tensor, *, gate_up: bool) 
     """codes [E, R, C / 2] u8, low nibble first; scales [E, R, C / 16] e4m3; global_scale [E] f32.
 
     weight[e, r, c] = e2m1(codes) * scales[e, r, c // 16] * global_scale[e].  `gate_up` says that
-    the rows are F of the gate and then F of up: blocks of 64 of either alternate, in the order in
-    which the second GEMM's columns are stored.  Rows are padded to 128 and columns to 64 by zeros.
+    the rows are F of the gate and then F of up: blocks of 64 of either alternate.  Rows are padded
+    to 128 and columns to 64 by zeros.
     Raises ValueError on shapes that do not fit, and on scales that are negative or NaN.
     """
     E, R, half = codes.shape
@@ -96,9 +96,7 @@ def _row_order(R: int, gate_up: bool) -> Tensor:
     if not gate_up:
         return torch.nn.functional.pad(torch.arange(R), (0, -R % 128), value=-1)
     F = R // 2
-    f = torch.nn.functional.pad(torch.arange(F), (0, -F % 64), value=-1).view(-1, 1, 64)[
-        ..., STORED
-    ]
+    f = torch.nn.functional.pad(torch.arange(F), (0, -F % 64), value=-1).view(-1, 1, 64)
     return torch.where(f < 0, -1, torch.cat((f, f + F), 1)).flatten()
 
 

@@ -61,13 +61,16 @@ def store_rows(
     stride_s,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    LANE: tl.constexpr,
 ):
     """Some rows of x with each 64 columns in stored order, zeros beyond H."""
     t = block * BLOCK_T + tl.arange(0, BLOCK_T)
     p = tl.arange(0, BLOCK_H)
-    from_stored = (p & ~63) | ((p & 6) << 3) | ((p >> 2) & 12) | ((p >> 2) & 2) | (p & 1)
+    # Place 4 LANE s + LANE q + i has column 16 q + LANE s + i.
+    step, quad, i = p % 64 // (4 * LANE), p // LANE % 4, p % LANE
+    column = p // 64 * 64 + quad * 16 + step * LANE + i
     for begin in range(0, stride_s, BLOCK_H):
-        h = begin + from_stored
+        h = begin + column
         there = t[:, None] < T
         x = tl.load(
             x_ptr + t[:, None].to(tl.int64) * stride_x + h[None, :],
@@ -97,9 +100,10 @@ def sort(
     BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    LANE: tl.constexpr,
 ):
     program = tl.program_id(0)
     if program < E:
         place_expert(program, ids_ptr, rows_ptr, tiles_ptr, n, TILES, E, BINS, TILE, BLOCK)
     else:
-        store_rows(program - E, x_ptr, stored_ptr, T, H, stride_x, stride_s, BLOCK_T, BLOCK_H)
+        store_rows(program - E, x_ptr, stored_ptr, T, H, stride_x, stride_s, BLOCK_T, BLOCK_H, LANE)

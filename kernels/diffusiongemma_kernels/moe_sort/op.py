@@ -11,12 +11,13 @@ from diffusiongemma_kernels.moe_sort.types import Sorted
 ROWS = 4  # of activations a program
 
 
-def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, store: bool) -> Sorted:
+def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int) -> Sorted:
     """rows = the pairs (token, slot) ordered by (topk_ids[token, slot], token, slot)
 
     x [T, H]; topk_ids [T, K] i32, of which numbers outside 0 .. experts - 1 are left out: then the
-    end of `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles.  `store` writes
-    the columns in the order of `reference.STORED`.  Nothing is read on the host.
+    end of `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles.  `lane` picks
+    the order of x's columns in `reference.STORED`; 0 leaves x as it is.  Nothing is read on the
+    host.
     """
     T, K = topk_ids.shape
     assert x.ndim == 2 and x.shape[0] == T and x.stride(1) == 1, f"{x.shape=} {topk_ids.shape=}"
@@ -26,9 +27,9 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, store: bo
     TILES = max_tiles(n, experts, block)
     rows = torch.empty(n, dtype=torch.int32, device=device)
     tiles = torch.empty((3, TILES), dtype=torch.int32, device=device)
-    stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if store else x
+    stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if lane else x
     if n:
-        _kernel.sort[(experts + (-(-T // ROWS) if store else 0),)](
+        _kernel.sort[(experts + (-(-T // ROWS) if lane else 0),)](
             x,
             topk_ids,
             rows,
@@ -46,6 +47,7 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, store: bo
             BLOCK=min(1024, max(128, triton.next_power_of_2(n))),
             BLOCK_T=ROWS,
             BLOCK_H=512,
+            LANE=lane,
             num_warps=4,
         )
     return Sorted(rows, tiles, stored)

@@ -3,22 +3,25 @@ from torch import Tensor
 
 from diffusiongemma_kernels.moe_sort.types import Sorted
 
-# Column 16 q + 4 j + 2 h + b of each 64 is stored at 16 j + 8 h + 2 q + b: a lane of the tensor
-# core then owns the 16 columns that share a scale.
-STORED = torch.arange(64).view(4, 4, 2, 2).permute(1, 2, 0, 3).flatten()
+# Lane q of four reads this many neighbouring columns and skips the other lanes'. In stored order
+# they are 16 q .. 16 q + 15 of each 64, which share a scale.
+STORED = {
+    2: torch.arange(64).view(4, 8, 2).permute(1, 0, 2).flatten(),
+    8: torch.arange(64).view(4, 2, 8).permute(1, 0, 2).flatten(),
+}
 
 
-def store_columns(x: Tensor) -> Tensor:
+def store_columns(x: Tensor, lane: int) -> Tensor:
     """[T, H] -> [T, H rounded up to 64], in stored order."""
     padded = torch.nn.functional.pad(x, (0, -x.shape[1] % 64))
-    return padded.unflatten(1, (-1, 64))[:, :, STORED.to(x.device)].flatten(1)
+    return padded.unflatten(1, (-1, 64))[:, :, STORED[lane].to(x.device)].flatten(1)
 
 
 def max_tiles(rows: int, experts: int, block: int) -> int:
     return rows // block + min(rows, experts)
 
 
-def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, store: bool) -> Sorted:
+def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int) -> Sorted:
     flat = topk_ids.flatten()
     rows, tiles = [], []
     start = 0
@@ -32,5 +35,5 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, store: bo
     return Sorted(
         torch.tensor(rows, dtype=torch.int32, device=x.device),
         table.T.contiguous().to(x.device),
-        store_columns(x) if store else x,
+        store_columns(x, lane) if lane else x,
     )

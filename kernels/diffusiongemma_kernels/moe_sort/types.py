@@ -8,4 +8,4 @@ class Sorted(NamedTuple):
 
     rows: Tensor  # [T * K] i32, token * K + slot; an expert's rows keep their order
     tiles: Tensor  # [3, tiles] i32: expert, first place in rows, number of rows; unused ones are 0
-    x: Tensor  # [T, H] as given, or [T, H rounded up to 64] with each 64 columns in STORED order
+    x: Tensor  # [T, H] as given, or [T, H rounded up to 64] with columns in STORED order
