@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from modules import building, edit_tensors, empty, engine_config, load
+from modules import building, edit_json, edit_tensors, empty, engine_config, load
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -16,6 +16,7 @@ from diffusiongemma_vllm.model.experts import (
     Nvfp4Experts,
     PackedExperts,
 )
+from diffusiongemma_vllm.nvfp4 import NAME
 
 CONFIG = SimpleNamespace(
     num_experts=8, hidden_size=64, moe_intermediate_size=32, top_k_experts=2
@@ -156,3 +157,18 @@ def test_scales_that_cannot_be_are_named(small, damage, says):
             model.load_weights(tensors.items())
     message = str(error.value)
     assert f"{EXPERTS}.5: {says}" in message and "Quantise the checkpoint again" in message
+
+
+@pytest.mark.parametrize("asked", [None, "modelopt", "modelopt_fp4"])
+def test_what_the_user_calls_it_does_not_matter(small, asked):
+    assert engine_config(small, quantization=asked).model_config.quantization == NAME
+
+
+def test_hf_quant_config_alone_is_enough(small, tmp_path):
+    """As ModelOpt wrote checkpoints before it put the same into config.json."""
+    folder = shutil.copytree(small, tmp_path / "copy")
+    edit_json(folder / "config.json", quantization_config=None)
+    edit_json(folder / "hf_quant_config.json", quantization__quant_algo="NVFP4")
+    config = engine_config(folder)
+    assert config.model_config.quantization == NAME
+    assert config.quant_config.description.nvfp4_experts
