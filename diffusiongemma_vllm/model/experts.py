@@ -19,10 +19,13 @@ from diffusiongemma_kernels.moe_gemm.types import Dense
 from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
 from diffusiongemma_kernels.moe_gemm_fp4.op import moe_fp4
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4
+from diffusiongemma_vllm.model import selfcheck
 from diffusiongemma_vllm.model.moe import Router, TorchExperts, route
 from diffusiongemma_vllm.nvfp4 import Nvfp4ExpertsConfig
 
 SIGN, NAN = 0x80, 0x7F  # bits of e4m3
+# A row's rounding: of h and of each slot to BF16; of the activations to NVFP4.
+BF16_ROUNDING, NVFP4_ROUNDING = 0.02, 0.5
 
 
 def multiplies_fp4(device: torch.device) -> bool:
@@ -40,6 +43,22 @@ def run_kernels(
 
 class DenseExperts(TorchExperts):
     """The experts of a BF16 checkpoint by our kernels."""
+
+    def __init__(self, config: Any, router: Router) -> None:
+        super().__init__(config, router)
+        self.config = config
+        self.quant_method = Prepare()  # vLLM calls it once the weights are there
+
+    def prepare(self) -> None:
+        """Prove the kernels on this GPU."""
+
+        def weights(expert: int) -> tuple[Tensor, Tensor]:
+            return self.gate_up_proj[expert].float(), self.down_proj[expert].float()
+
+        selfcheck.check(
+            self, weights, self.config, self.router[0], limit=BF16_ROUNDING,
+            device=self.down_proj.device,
+        )
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """x: [T, H]  scores: [T, E]  ->  [T, H]"""
@@ -196,8 +215,22 @@ class Nvfp4Experts(nn.Module):
             self.run = Fp4Experts(top_k, router, *self.with_input_scales())
         else:
             self.run = PackedExperts(top_k, router, self.gate_up(), self.down())
+        if self.gate_up_weight.is_cuda:
+            self._prove(self.run)
         for name in [name for name, _ in self.named_parameters(recurse=False)]:
             delattr(self, name)
+
+    def _prove(self, run: nn.Module) -> None:
+        gate_up, down = self.gate_up(), self.down()
+
+        def weights(expert: int) -> tuple[Tensor, Tensor]:
+            both = (dequantize(NVFP4(*(part[expert] for part in w))) for w in (gate_up, down))
+            return next(both).float(), next(both).float()
+
+        selfcheck.check(
+            run, weights, self.config, self.router[0], device=self.gate_up_weight.device,
+            limit=NVFP4_ROUNDING if isinstance(run, Fp4Experts) else BF16_ROUNDING,
+        )
 
     def _correct_dummy(self) -> None:
         """Load format ``dummy`` draws numbers around zero, of which no scale can be negative."""
@@ -232,7 +265,7 @@ class Prepare(QuantizeMethodBase):
         raise NotImplementedError("the experts run themselves")
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        assert isinstance(layer, Nvfp4Experts)
+        assert isinstance(layer, (DenseExperts, Nvfp4Experts))
         layer.prepare()
 
 

@@ -1,0 +1,75 @@
+"""Our experts' kernels against plain torch, once at start-up, on the GPU that will run them.
+
+A kernel that a GPU, a driver or a compiler turns into nonsense must stop the start, not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vllm.logger import init_logger
+
+from diffusiongemma_vllm.model.moe import Router, route
+
+logger = init_logger("vllm.diffusiongemma")
+ROWS = (5, 256, 600, 1500)  # 0.3, 16, 38 and 94 rows an expert: every schedule of the real shape
+_checked: set[tuple[str, torch.device]] = set()
+
+# expert -> its gate and up [2 F, H] and down [H, F], f32
+Weights = Callable[[int], tuple[Tensor, Tensor]]
+
+
+def check(
+    run: nn.Module,
+    weights: Weights,
+    config: Any,
+    router: Router,
+    *,
+    limit: float,
+    device: torch.device,
+) -> None:
+    """Compare `run` with the same experts in FP32; once a kind of experts and device.
+
+    limit: largest ||got - want|| / ||want|| of a row.
+    Raises:
+        RuntimeError: where a row is farther off, naming the kernel's class and the GPU.
+    """
+    kind = (type(run).__name__, device)
+    if kind in _checked:
+        return
+    make = torch.Generator(device).manual_seed(0)
+    worst = 0.0
+    for rows in ROWS:
+        size = (rows, config.hidden_size)
+        x = torch.randn(size, generator=make, device=device).to(torch.bfloat16)
+        scores = torch.randn(rows, config.num_experts, generator=make, device=device)
+        want = exact(x, scores, weights, config, router)
+        error = (run(x, scores).float() - want).norm(dim=1) / want.norm(dim=1).clamp(min=1e-20)
+        worst = max(worst, float(error.nan_to_num(float("inf")).max()))
+    if worst > limit:
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        raise RuntimeError(
+            f"{kind[0]}: our expert kernels are wrong on {name} "
+            f"(a row is off by {worst:.1%} of its size, at most {limit:.1%} is rounding; torch "
+            f"{torch.__version__}). Nothing is served. Please report this line; VLLM_PLUGINS= "
+            "(empty) serves the model by vLLM's own implementation meanwhile."
+        )
+    _checked.add(kind)
+    logger.info("%s agree with plain torch on this GPU: %.2g of a row's size", kind[0], worst)
+
+
+def exact(x: Tensor, scores: Tensor, weights: Weights, config: Any, router: Router) -> Tensor:
+    """x: [T, H]  scores: [T, E]  ->  [T, H] f32, one expert at a time"""
+    share, ids = route(scores, config.top_k_experts, router.per_expert_scale)
+    out = torch.zeros(x.shape, device=x.device)
+    for expert in range(config.num_experts):
+        rows, slot = torch.where(ids == expert)
+        gate_up, down = weights(expert)
+        gate, up = F.linear(x[rows].float(), gate_up).chunk(2, dim=-1)
+        y = F.linear(F.gelu(gate, approximate="tanh") * up, down)
+        out.index_add_(0, rows, y * share[rows, slot, None])
+    return out
