@@ -119,7 +119,7 @@ def add_slots(capability: int):
     )
 
 
-def sort(capability: int):
+def sort(capability: int, ids: int):
     pointers = dict.fromkeys(("ids_ptr", "rows_ptr", "tiles_ptr"), "i32")
     pointers |= dict.fromkeys(("x_ptr", "stored_ptr"), "bf16")
     scalars = divisible("n", "TILES", "T", "H", "stride_x", "stride_s")
@@ -127,13 +127,18 @@ def sort(capability: int):
         "E": 128,
         "BINS": 256,
         "TILE": 32,
-        "BLOCK": 1024,
+        "BLOCK": ids,
         "BLOCK_T": 4,
         "BLOCK_H": 512,
         "LANE": 2,
     }
     return compiling.compile_for(
-        moe_sort.sort, pointers, scalars, constants, capability=capability, num_warps=4
+        moe_sort.sort,
+        pointers,
+        scalars,
+        constants,
+        capability=capability,
+        num_warps=min(16, max(4, ids // 256)),
     )
 
 
@@ -185,7 +190,8 @@ def main(capability: int) -> None:
         report("kv_write", kv, write(capability, kv))
     report("attention_combine", "local", combine(capability))
     report("row_stats", "bf16", scan(capability))
-    report("moe_sort", "bf16", sort(capability))
+    for ids in (2048, 8192):
+        report("moe_sort", f"{ids}", sort(capability, ids))
     report("moe_add", "bf16", add_slots(capability))
     for nvfp4 in (True, False):
         for config in moe_config.shipped(nvfp4, divmod(capability, 10)):

@@ -29,6 +29,7 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
     tiles = torch.empty((3, TILES), dtype=torch.int32, device=device)
     stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if lane else x
     if n:
+        block_ids = min(8192, max(128, triton.next_power_of_2(n)))
         _kernel.sort[(experts + (-(-T // ROWS) if lane else 0),)](
             x,
             topk_ids,
@@ -44,10 +45,10 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
             E=experts,
             BINS=triton.next_power_of_2(experts + 1),
             TILE=block,
-            BLOCK=min(1024, max(128, triton.next_power_of_2(n))),
+            BLOCK=block_ids,
             BLOCK_T=ROWS,
             BLOCK_H=512,
             LANE=lane,
-            num_warps=4,
+            num_warps=min(16, max(4, block_ids // 256)),
         )
     return Sorted(rows, tiles, stored)
