@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import MISSING, fields
 from importlib.metadata import PackageNotFoundError, version
+from types import SimpleNamespace
 from typing import Any
 
 from diffusiongemma_vllm import checkpoint, cpu
@@ -154,6 +155,18 @@ def admit_requests() -> None:
 
         return validate
 
+    def make_structured(original: Any) -> Any:
+        def validate(self: Any, model_config: Any, *args: Any, **kwargs: Any) -> None:
+            if self.structured_outputs is None or not ours(model_config):
+                return original(self, model_config, *args, **kwargs)
+            from diffusiongemma_vllm.runner.admission import check_structured
+
+            check_structured(self)
+            # vLLM refuses every diffusion model first, then checks what the back ends take.
+            return original(self, SimpleNamespace(is_diffusion=False), *args, **kwargs)
+
+        return validate
+
     def make_process(original: Any) -> Any:
         def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
             request = original(self, *args, **kwargs)
@@ -185,7 +198,7 @@ def admit_requests() -> None:
     # Beam search, online and offline, asks for its own first of all.
     patch(InputProcessor, "resolve_watermarking", make_beam)
     patch(SamplingParams, "_validate_diffusion", make_check)
-    patch(SamplingParams, "_validate_structured_outputs", make_check)
+    patch(SamplingParams, "_validate_structured_outputs", make_structured)
     patch(InputProcessor, "process_inputs", make_process)
 
 
@@ -214,6 +227,27 @@ def refuse_streams_early() -> None:
         return generate
 
     patch(AsyncLLM, "generate", make)
+
+
+def compile_by_back_end() -> None:
+    """In the engine, a grammar that cannot be compiled fails its own request and no other.
+
+    vLLM's manager compiles everything by the back end of its first request.  Removal: when it does
+    not.
+    """
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    def make(original: Any) -> Any:
+        def grammar_init(self: Any, request: Any) -> None:
+            if type(self) is not StructuredOutputManager or not ours(self.vllm_config.model_config):
+                return original(self, request)
+            from diffusiongemma_vllm.runner.grammars import compile_for
+
+            return compile_for(self, request)
+
+        return grammar_init
+
+    patch(StructuredOutputManager, "grammar_init", make)
 
 
 def watch_frontends() -> None:

@@ -25,5 +25,6 @@ def register() -> None:
     compat.record_engine_args()
     compat.admit_requests()
     compat.refuse_streams_early()
+    compat.compile_by_back_end()
     compat.watch_frontends()
     registration.register()

@@ -223,3 +223,23 @@ def run(edits: Sequence[Edit], logits: Tensor, scene: Scene) -> Tensor:
     for edit in edits:
         logits = edit(logits, scene)
     return logits
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a constraint says of a canvas before it is written.
+
+    held: [k] i64, tokens that its beginning can only be.  then: [V] bool, what may follow them.
+    """
+
+    held: Tensor
+    then: Tensor
+
+    def __call__(self, logits: Tensor, scene: Scene) -> Tensor:
+        size, count = len(logits), len(self.held)
+        held = torch.full((size,), -1, dtype=torch.int64, device=logits.device)
+        held[: min(size, count)] = self.held[:size]
+        logits = hold(logits, held)
+        if count < size:
+            logits[count] = torch.where(self.then, logits[count], NEVER)
+        return logits

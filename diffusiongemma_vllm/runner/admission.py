@@ -14,13 +14,16 @@ CAUSAL = (
     "the model writes a canvas at a time and was never trained to predict the next token of a "
     "prompt; ask for logprobs of the output instead"
 )
+WRITES = (
+    "diffusion_template", "diffusion_pinned", "diffusion_seed_canvas", "diffusion_constrained",
+    "diffusion_read_only",
+)
 REASONS = {
     "prompt_logprobs": CAUSAL,
     "prompt_logprob_token_ids": CAUSAL,
     "trace_decode_token_ids": "tokens are not decoded one by one; hold them with "
     "vllm_xargs diffusion_template instead",
     "watermarking": "watermarks are drawn token by token",
-    "structured_outputs (response_format)": "grammars are not built yet",
 }
 
 
@@ -31,7 +34,6 @@ def refused(params: Any) -> dict[str, str]:
         "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
         "trace_decode_token_ids": params.trace_decode_token_ids is not None,
         "watermarking": params.watermarking is True,
-        "structured_outputs (response_format)": params.structured_outputs is not None,
     }
     return {name: REASONS[name] for name, used in asked.items() if used}
 
@@ -67,6 +69,26 @@ def check_knobs(params: Any, model_config: Any) -> None:
         raise VLLMValidationError(
             "vllm_xargs: diffusion_constrained must come with logprob_token_ids, the tokens that "
             "may be written", parameter="vllm_xargs",
+        )
+
+
+def check_structured(params: Any) -> None:
+    """Raises VLLMValidationError for options that could keep a grammar from its end."""
+    extra = params.extra_args or {}
+    clashing = {
+        "ignore_eos": params.ignore_eos,
+        "min_tokens": params.min_tokens > 0,
+        "bad_words": bool(params.bad_words),
+        "allowed_token_ids": bool(params.allowed_token_ids),
+        **{key: bool(extra.get(key)) for key in WRITES},
+    }
+    found = [name for name, used in clashing.items() if used]
+    if found:
+        raise VLLMValidationError(
+            f"structured outputs (response_format, tool_choice) do not go with {', '.join(found)}: "
+            "only the grammar decides which tokens may come and when the text ends. Drop one of "
+            "the two",
+            parameter=found[0],
         )
 
 

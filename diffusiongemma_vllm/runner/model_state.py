@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.inputs import StepInputs
+from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
 from diffusiongemma_vllm.state import SlotState
@@ -49,9 +50,10 @@ class DiffusionGemmaModelState(ModelState):
         )
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        marks = _marks(self.vllm_config.reasoning_config)
         ours = DiffusionSampler(
-            self.config, self.slots, self.model, sampler.req_states,
-            marks=_marks(self.vllm_config.reasoning_config),
+            self.config, self.slots, self.model, sampler.req_states, marks=marks,
+            constrain=Constraints(self.vllm_config, marks),
             logprobs=self.model_config.logprobs_mode == "raw_logprobs",
         )
         return ours, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -24,13 +25,24 @@ from diffusiongemma_vllm.denoise.schedule import LinearSchedule
 from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.soft_embed import soft_embed
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
+from diffusiongemma_vllm.denoise.walk import Walk
 from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
 from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.request import RequestOptions, request_options
+from diffusiongemma_vllm.runner.constraint import GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks, build
 from diffusiongemma_vllm.runner.scores import gather
-from diffusiongemma_vllm.state import COMMIT, DENOISE, PREFILL, Canvases, SlotState
+from diffusiongemma_vllm.state import (
+    COMMIT,
+    DENOISE,
+    PREFILL,
+    Canvases,
+    SlotState,
+    StepResult,
+)
 
+WALK = Walk(threshold=0.1)
+SHORT_TEXT, SHORT_STEPS = 4, 8  # tokens that a constraint left of a canvas, steps for the next
 TILE_CANVASES = 4  # canvases whose [rows, vocabulary] logits are in memory at a time
 
 
@@ -42,15 +54,17 @@ class Special:
     """
 
     options: RequestOptions
+    rules: DenoiseConfig
     edits: tuple[Edit, ...]
     pin: Pin | None
     start: Tensor | None
     score_ids: Tensor | None
+    constraint: GrammarConstraint | None
 
     @property
     def bends(self) -> bool:
         """Whether tokens are drawn from other distributions than the model's."""
-        return self.options.filtered or bool(self.edits)
+        return self.options.filtered or bool(self.edits) or self.constraint is not None
 
     @property
     def any(self) -> bool:
@@ -67,14 +81,19 @@ class DiffusionSampler:
     def __init__(
         self, config: DenoiseConfig, state: SlotState, model: Any, req_states: RequestState,
         *, marks: ThoughtMarks | None = None, logprobs: bool = True,
+        constrain: Callable[[Any], GrammarConstraint | None] = lambda params: None,
     ) -> None:
-        """marks: how thoughts are closed.  logprobs: tell log-probabilities, else logits."""
+        """marks: how thoughts are closed.  logprobs: tell log-probabilities, else logits.
+
+        constrain: makes the constraint that a request's parameters ask for.
+        """
         self.config = config
         self.state = state
         self.model = model
         self.req_states = req_states
         self.marks = marks
         self.logprobs = logprobs
+        self.constrain = constrain
         self.softcap = float(model.text_config.final_logit_softcapping)
         self.special: dict[int, Special] = {}
         self.penalties_state = SimpleNamespace(output_bin_counts=None)  # read by the runner
@@ -83,12 +102,14 @@ class DiffusionSampler:
         options = request_options(params)
         asked = canvas_options(params.extra_args, self.config)
         self.state.add(slot, options, asked.rules)
-        special = self._special(options, asked)
+        special = self._special(options, asked, self.constrain(params))
         self.special.pop(slot, None)
         if special.any:
             self.special[slot] = special
 
-    def _special(self, options: RequestOptions, asked: CanvasOptions) -> Special:
+    def _special(
+        self, options: RequestOptions, asked: CanvasOptions, constraint: GrammarConstraint | None
+    ) -> Special:
         device = self.state.phase.device
 
         def tokens(ids: tuple[int, ...]) -> Tensor | None:
@@ -102,8 +123,9 @@ class DiffusionSampler:
         start = tokens(asked.seed_canvas)
         if start is not None:
             start = pad(start, (0, self.config.canvas_length - len(start)))
+        own = own if pin is None else (*own, pin)
         return Special(
-            options, own if pin is None else (*own, pin), pin, start, tokens(options.score_ids)
+            options, asked.rules, own, pin, start, tokens(options.score_ids), constraint,
         )
 
     def apply_staged_writes(self) -> None:
@@ -175,9 +197,50 @@ class DiffusionSampler:
         noise = self._noise(slots, canvas.base, canvas.step + 1)
         rules = DenoiseRules.of(self.state.knobs.at(slots))
         result = denoise(rules, canvas, guess, noise)
+        lengths = torch.where(denoising & result.done, canvas.width, 0)
+        result = self._walk(hidden, canvas, slots_np, result, lengths)
         self.state.apply(slots, result, soft, denoising)
-        length_out = torch.where(denoising & result.done, canvas.width, 0)
-        return result.best.to(torch.int32), length_out.to(torch.int32)
+        return result.best.to(torch.int32), lengths.to(torch.int32)
+
+    def _walk(
+        self, hidden: Tensor, canvas: Canvases, slots_np: np.ndarray, result: StepResult,
+        lengths: Tensor,
+    ) -> StepResult:
+        """Settled canvases of constrained requests: the text that is allowed, in place of the best.
+
+        lengths: [N] i64, tokens that go out; written in place.  Waits for the device, if any
+        request is constrained.
+        """
+        mine = [i for i, slot in enumerate(slots_np.tolist()) if self._constraint(slot)]
+        if not mine or not any((lengths[mine] > 0).tolist()):
+            return result
+        best = result.best.clone()
+        for i in mine:
+            slot, width = int(slots_np[i]), int(lengths[i])
+            constraint, special = self._constraint(slot), self.special.get(slot)
+            if constraint is None or special is None or width == 0:
+                continue
+            logits = self._edit(self._capped(self.model.project(hidden[i])), canvas, slot, i)
+            text = WALK(constraint, logits, width)
+            best[i, : len(text)] = torch.tensor(text, device=best.device)
+            lengths[i] = len(text)
+            # A canvas that the constraint left little of is not worth as many steps again.
+            most = special.rules.last_step
+            steps = min(most, SHORT_STEPS) if len(text) < SHORT_TEXT else most
+            self.state.knobs.last_step[slot] = steps
+        return replace(result, best=best)
+
+    def _constraint(self, slot: int) -> GrammarConstraint | None:
+        special = self.special.get(slot)
+        if special is None or special.constraint is None:
+            return None
+        constraint = special.constraint
+        if not constraint.started:
+            states = self.req_states
+            prompt, known = int(states.prompt_len.np[slot]), int(states.prefill_len.np[slot])
+            text = states.all_token_ids.gpu[slot, :known].tolist()
+            constraint.start(text[:prompt], text[prompt:])
+        return constraint
 
     def _tiles(self, slots_np: np.ndarray) -> list[list[int]]:
         """Groups of canvases; those with distributions of their own are kept apart."""
@@ -235,10 +298,10 @@ class DiffusionSampler:
 
     def _edit(self, logits: Tensor, canvas: Canvases, slot: int, place: int) -> Tensor:
         """What a request makes of the softcapped logits [C, V] of its canvas, number ``place``."""
-        return edits.run(
-            self.special[slot].edits, logits,
-            self._scene(slot, canvas.base[place], canvas.best[place], canvas.width[place]),
-        )
+        scene = self._scene(slot, canvas.base[place], canvas.best[place], canvas.width[place])
+        logits = edits.run(self.special[slot].edits, logits, scene)
+        constraint = self._constraint(slot)
+        return logits if constraint is None else constraint.known(logits.device)(logits, scene)
 
     def _scene(self, slot: int, base: Tensor, guess: Tensor, width: Tensor) -> Scene:
         prompt = int(self.req_states.prompt_len.np[slot])

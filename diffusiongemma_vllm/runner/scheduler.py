@@ -20,6 +20,7 @@ from vllm.v1.request import Request
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.knobs import canvas_options
+from diffusiongemma_vllm.runner.constraint import THOUGHT_FIRST
 from diffusiongemma_vllm.runner.report import KEY, Report
 
 
@@ -43,7 +44,21 @@ class CanvasScheduler(Scheduler):
         params = request.sampling_params
         asked = canvas_options(None if params is None else params.extra_args, self.rules)
         self.reports[request.request_id] = Report(asked.rules)
+        if params is not None and request.use_structured_output:
+            thought = not self.answers_at_once(request)
+            params.extra_args = (params.extra_args or {}) | {THOUGHT_FIRST: thought}
         super().add_request(request)
+
+    def answers_at_once(self, request: Request) -> bool:
+        """Whether a constrained request has no thought before what its grammar is about."""
+        asked, manager = request.structured_output_request, self.structured_output_manager
+        reasoner = manager._get_reasoner(request)
+        if asked is None or asked.reasoning_ended or reasoner is None:
+            return True
+        if manager.enable_in_reasoning:
+            return True
+        known = asked.reasoning_ended is not None
+        return not known and bool(reasoner.is_reasoning_end(request.prompt_token_ids or []))
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         freed = super()._free_request(request, *args, **kwargs)
@@ -60,7 +75,13 @@ class CanvasScheduler(Scheduler):
         self.running.sort(key=lambda request: request.is_prefill_chunk)
         for request in self.running:
             self.fit(request)
-        return super().schedule(throttle_prefills)
+        output = super().schedule(throttle_prefills)
+        for request in self.running:
+            # Its grammar compiles; from here on the sampler follows it.
+            request.structured_output_request = None
+        output.has_structured_output_requests = False
+        output.pending_structured_output_tokens = False
+        return output
 
     def fit(self, request: Request) -> None:
         """Make the next canvas of ``request`` as wide as the context allows."""
@@ -144,9 +165,13 @@ class AsyncCanvasScheduler(CanvasScheduler, AsyncScheduler):
     def fit(self, request: Request) -> None:
         super().fit(request)
         room = self.max_model_len - request.num_computed_tokens
-        if request.num_output_placeholders > 0 and room < len(request.spec_token_ids):
+        cut = room < len(request.spec_token_ids)
+        params = request.sampling_params
+        constrained = params is not None and params.structured_outputs is not None
+        if request.num_output_placeholders > 0 and (cut or constrained):
             # vLLM counts the canvas in flight as text and would cut the next forward, which reads
-            # the same positions.  Wait for the result; ``schedule`` counts the step up first.
+            # the same positions; a constrained canvas may give less text than it is wide.
+            # Wait for the result; ``schedule`` counts the step up first.
             request.next_decode_eligible_step = max(
                 request.next_decode_eligible_step, self.current_step + 2
             )

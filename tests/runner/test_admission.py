@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from vllm import SamplingParams
+from vllm.config import StructuredOutputsConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.plugins import load_general_plugins
 from vllm.sampling_params import StructuredOutputsParams
@@ -19,7 +20,6 @@ ORDINARY = SimpleNamespace(architectures=["LlamaForCausalLM"], is_diffusion=Fals
 REFUSED = {
     "prompt_logprobs": 1,
     "prompt_logprob_token_ids": [4],
-    "structured_outputs": StructuredOutputsParams(regex="a+"),
     "trace_decode_token_ids": [1, 2],
     "watermarking": True,
 }
@@ -32,6 +32,7 @@ SERVED = {
     "allowed_token_ids": [[1, 2]], "presence_penalty": [0.5, -2.0], "frequency_penalty": [-0.5],
     "repetition_penalty": [1.1], "logprobs": [0, 5, -1], "logprob_token_ids": [[4]],
     "thinking_token_budget": [0, 10],
+    "structured_outputs": [StructuredOutputsParams(regex="a+")],
     "detokenize": [False], "skip_reading_prefix_cache": [True], "extra_args": [{"mine": 1}],
 }
 # Of no effect on which tokens come out, or only together with an option that is refused.
@@ -84,9 +85,13 @@ def test_vllms_own_refusal_is_replaced_for_ours():
     SamplingParams(temperature=0.3, seed=5)._validate_diffusion(OURS)
     with pytest.raises(VLLMValidationError, match="does not support prompt_logprobs"):
         SamplingParams(prompt_logprobs=2)._validate_diffusion(OURS)
-    constrained = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a"))
-    with pytest.raises(VLLMValidationError, match=r"structured_outputs \(response_format\)"):
-        constrained._validate_structured_outputs(OURS, None, None)
+    for options, says in (({"ignore_eos": True}, "do not go with ignore_eos"), ({}, "tokenizer")):
+        constrained = SamplingParams(
+            structured_outputs=StructuredOutputsParams(regex="a"), **options
+        )
+        with pytest.raises(VLLMValidationError, match=says):
+            constrained._validate_structured_outputs(OURS, StructuredOutputsConfig(), None)
+    SamplingParams()._validate_structured_outputs(OURS, StructuredOutputsConfig(), None)
 
 
 def test_other_models_get_vllms_own_checks():
@@ -118,10 +123,11 @@ def test_the_patch_calls_through_with_the_same_arguments(name):
     kept = cell.cell_contents
     cell.cell_contents = original
     try:
-        patched("self", ORDINARY, "a", key="b")
+        params = SamplingParams()
+        patched(params, ORDINARY, "a", key="b")
     finally:
         cell.cell_contents = kept
-    assert calls == [(("self", ORDINARY, "a"), {"key": "b"})]
+    assert calls == [((params, ORDINARY, "a"), {"key": "b"})]
 
 
 @pytest.mark.parametrize(

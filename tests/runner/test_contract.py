@@ -141,9 +141,13 @@ def test_the_requests_fields_that_the_scheduler_uses_exist():
 def patched():
     from vllm.engine.arg_utils import EngineArgs
     from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.structured_output import StructuredOutputManager
 
     return {
+        AsyncLLM.generate: ["self", "prompt", "sampling_params"],
+        StructuredOutputManager.grammar_init: ["self", "request"],
         EngineArgs.create_engine_config: ["self", "usage_context", "headless"],
         SamplingParams._validate_diffusion: ["self", "model_config"],
         SamplingParams._validate_structured_outputs: [

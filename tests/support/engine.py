@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -112,6 +113,8 @@ def serve(llm, asks, between=None, *, rest=True):
     outputs, step = {}, 0
     try:
         while core.has_unfinished_requests():
+            if not scheduler(llm).running:
+                time.sleep(0.01)  # a grammar is being compiled
             for output in core.step():
                 outputs[output.request_id] = output
             if between is not None:

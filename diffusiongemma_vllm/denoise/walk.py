@@ -1,0 +1,67 @@
+"""From a settled canvas to text that a constraint allows, left to right.
+
+At each position the best allowed token of the canvas's own distribution is taken.  Where the canvas
+gives what is allowed too little probability, the text before stands and the rest is denoised again
+behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+LIKELY = 64  # tokens of each position that are looked at first
+
+
+class Constraint(Protocol):
+    def allowed(self) -> Callable[[int], bool]:
+        """Whether a token may come next."""
+
+    def allowed_mask(self, vocab: int) -> Tensor:
+        """The same of all tokens.   ->  [vocab] bool, on the CPU"""
+
+    def accept(self, token: int) -> None:
+        """``token``, which is allowed, comes next."""
+
+    def over(self) -> bool:
+        """Whether the text has ended."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """threshold: share of a position's probability that what is allowed must have."""
+
+    threshold: float
+
+    def __call__(self, constraint: Constraint, logits: Tensor, width: int) -> list[int]:
+        """logits: [C, V] f32 of a settled canvas of ``width`` tokens.   ->  at least one token"""
+        log_probs = logits[:width].log_softmax(dim=-1)
+        values, tokens = log_probs.topk(min(LIKELY, logits.shape[-1]), dim=-1)
+        likely, probs = tokens.tolist(), values.exp().tolist()
+        text: list[int] = []
+        for place in range(width):
+            allowed = constraint.allowed()
+            fitting = [i for i, token in enumerate(likely[place]) if allowed(token)]
+            share = sum(probs[place][i] for i in fitting)
+            if text and share < self.threshold:
+                break
+            if fitting and share > 0:
+                token = likely[place][fitting[0]]
+            else:
+                token = _best(log_probs[place], constraint.allowed_mask(logits.shape[-1]))
+            constraint.accept(token)
+            text.append(token)
+            if constraint.over():
+                break
+        return text
+
+
+def _best(log_probs: Tensor, allowed: Tensor) -> int:
+    """The likeliest allowed token, even of those that cannot be."""
+    choice = allowed.to(log_probs.device)
+    rank = torch.where(choice, log_probs.clamp(min=-1e30), -torch.inf)
+    return int(rank.argmax())
