@@ -185,7 +185,7 @@ class Nvfp4Experts(nn.Module):
                 return
             if scales.dtype == torch.float8_e4m3fn:
                 bits = scales.view(torch.uint8)
-                bad = (bits > SIGN) | (bits & NAN == NAN)
+                bad = (bits >= SIGN) | (bits & NAN == NAN)
                 what = "must not be negative or NaN"
             elif scales.dtype == torch.float32:
                 bad = ~(torch.isfinite(scales) & (scales > 0))
