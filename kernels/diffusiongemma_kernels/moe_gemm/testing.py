@@ -25,7 +25,8 @@ def random_nvfp4(
     make = torch.Generator(device).manual_seed(rows + columns)
 
     def bits(low: int, high: int, *shape: int) -> Tensor:
-        return torch.randint(low, high, shape, generator=make, device=device).to(torch.uint8)
+        kind = {"dtype": torch.uint8, "device": device}
+        return torch.randint(low, high, shape, generator=make, **kind)
 
     factor = torch.rand(experts, generator=make, device=device) + 0.5
     return Quantised(
