@@ -28,7 +28,7 @@ VISION = {
     "use_clipped_linears": False,
 }  # fmt: skip
 GENERATION = {
-    "confidence_threshold": 0.005, "eos_token_id": STOP, "max_denoising_steps": 48,
+    "confidence_threshold": 0.0003, "eos_token_id": STOP, "max_denoising_steps": 48,
     "max_new_tokens": 256, "pad_token_id": 0,
     "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.1},
     "stability_threshold": 1, "t_max": 0.8, "t_min": 0.4, "transformers_version": "5.8.0.dev0",

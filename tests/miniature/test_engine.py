@@ -5,7 +5,8 @@ from random import Random
 
 import pytest
 from data import CHECKPOINT, SCORED, heldout
-from engine import engine
+from engine import engine, scheduler, squeezed
+from loader import CANVAS
 from tokens import STOP, encode
 
 pytestmark = pytest.mark.engine
@@ -42,17 +43,31 @@ def test_answers_are_exact(alone):
     assert min(shares.values()) >= 0.9, shares
 
 
-COMPANY = {
-    "with strangers, in another order": dict(max_num_seqs=4),
-    "under async scheduling": dict(max_num_seqs=4, async_scheduling=True),
-}
-
-
-@pytest.mark.parametrize("options", COMPANY.values(), ids=COMPANY)
-def test_answers_do_not_depend_on_company(alone, options):
+def shuffled():
     order = list(range(len(EXAMPLES)))
     Random(0).shuffle(order)
-    with engine(CHECKPOINT, **OPTIONS, **options) as llm:
-        together = answers(llm, order)
-    different = [i for i in order if together[i] != alone[i]]
+    return order
+
+
+def same(together, alone):
+    different = [i for i in alone if together[i] != alone[i]]
     assert not different, [(i, EXAMPLES[i].task) for i in different]
+
+
+def test_answers_do_not_depend_on_company_order_or_preemption(alone):
+    with engine(CHECKPOINT, max_num_seqs=4, **OPTIONS) as llm:
+        same(answers(llm, shuffled()), alone)
+        # room for the longest request and little more
+        longest = max(len(encode(e.prompt + e.answer)) for e in EXAMPLES)
+        blocks = -(-(longest + 2 * CANVAS) // scheduler(llm).block_size) + 1
+        long = [i for i in alone if EXAMPLES[i].task == "count_long"]
+        others = [i for i in shuffled() if i not in long]
+        with squeezed(llm, blocks) as preempted:
+            order = [i for pair in zip(long, others, strict=False) for i in pair]
+            same(answers(llm, order) | {i: alone[i] for i in alone if i not in order}, alone)
+        assert len(preempted) > len(long) // 2
+
+
+def test_answers_do_not_depend_on_async_scheduling(alone):
+    with engine(CHECKPOINT, max_num_seqs=4, async_scheduling=True, **OPTIONS) as llm:
+        same(answers(llm, shuffled()), alone)
