@@ -2,7 +2,12 @@
 
 import json
 import re
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
+
+import triton
 
 from diffusiongemma_kernels import compiling
 from diffusiongemma_kernels.attention import _config
@@ -103,7 +108,7 @@ def experts(capability: int, fn, config: moe_config.Config, nvfp4: bool):
         "BLOCK_M": schedule.block_m,
         "BLOCK_K": schedule.block_k,
         "LANE": config.lane if nvfp4 else 0,
-        "HALF": blocks % (schedule.block_m // 128) != 0,
+        "HALF_K": moe_config.half_k(schedule, blocks, columns, nvfp4),
         "EVEN_K": columns % schedule.block_k == 0,
     } | ({"K": 8} if up else {})
     launch = {"num_warps": schedule.warps, "num_stages": schedule.stages}
@@ -172,6 +177,26 @@ def quantise(capability: int, config: fp4_config.Config, top_k: int):
     )  # fmt: skip
 
 
+def moves(compiled) -> int:
+    """Shuffles, stores to shared memory and waiting loads in the loops that multiply."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "-c", file.name], capture_output=True, text=True).stdout
+    starts, code, found = {}, [], 0
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            starts[label[1]] = len(code)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
+            code.append(instruction[1])
+            back = re.search(r"BRA.*(\.L_x_\d+)", instruction[1])
+            loop = code[starts[back[1]] :] if back and back[1] in starts else []
+            if any("MMA" in each for each in loop):
+                found += sum(bool(re.search(r"\b(STS|SHFL|LDG)\b", each)) for each in loop)
+    return found
+
+
 LOCAL = _config.Shape(256, 1, 8, 2, 256, 2, 256, 768)
 GLOBAL = LOCAL._replace(kv_heads=2, group=8, head_dim=512)
 
@@ -181,6 +206,7 @@ def main(capability: int) -> None:
         used = compiling.resources(compiled)._asdict()
         ptx = compiled.asm["ptx"]
         used["wgmma"] = "wgmma.mma_async" in ptx
+        used["moves"] = moves(compiled)
         used["fp4"] = bool(re.search(r"mma\.\S*kind::mxf4nvf4\.block_scale", ptx))
         print(json.dumps({"op": op, "case": case, "sm": capability, **used}))
 

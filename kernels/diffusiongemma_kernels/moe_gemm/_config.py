@@ -69,3 +69,14 @@ def choose(
 def fit(schedule: Schedule, columns: int) -> Schedule:
     """A step never passes the end of the padded columns."""
     return schedule if columns % schedule.block_k == 0 else schedule._replace(block_k=64)
+
+
+def half_k(schedule: Schedule, row_blocks: int, columns: int, nvfp4: bool) -> int:
+    """Columns a step of the last tile where it has half of block_m, 0 where none has.
+
+    256 threads copy no fewer than 1,024 bytes of scales asynchronously, four each.
+    """
+    if row_blocks % (schedule.block_m // 128) == 0:
+        return 0
+    double = nvfp4 and schedule.warps == 8 and columns % (2 * schedule.block_k) == 0
+    return schedule.block_k * (2 if double else 1)

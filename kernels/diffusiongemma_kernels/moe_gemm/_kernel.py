@@ -147,15 +147,15 @@ def gate_up_rows(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     LANE: tl.constexpr,
-    HALF: tl.constexpr,
+    HALF_K: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     """A whole tile, or the half that is left of an odd number of blocks."""
     first = tl.program_id(0) * (BLOCK_M // 128)
-    if HALF and (first + 1) * 64 >= F:
+    if HALF_K > 0 and (first + 1) * 64 >= F:
         gate_up_tile(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, first,
-            columns, F, stride_x, stride_h, K, N, BLOCK_M // 2, BLOCK_K, LANE, EVEN_K,
+            columns, F, stride_x, stride_h, K, N, BLOCK_M // 2, HALF_K, LANE, EVEN_K,
         )  # fmt: skip
     else:
         gate_up_tile(
@@ -184,7 +184,7 @@ def gate_up(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     LANE: tl.constexpr,
-    HALF: tl.constexpr,
+    HALF_K: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     i = tl.program_id(1)
@@ -196,12 +196,12 @@ def gate_up(
     if TAIL_N < BLOCK_N and count <= TAIL_N:
         gate_up_rows(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, columns,
-            F, stride_x, stride_h, K, TAIL_N, BLOCK_M, BLOCK_K, LANE, HALF, EVEN_K,
+            F, stride_x, stride_h, K, TAIL_N, BLOCK_M, BLOCK_K, LANE, HALF_K, EVEN_K,
         )  # fmt: skip
     else:
         gate_up_rows(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, columns,
-            F, stride_x, stride_h, K, BLOCK_N, BLOCK_M, BLOCK_K, LANE, HALF, EVEN_K,
+            F, stride_x, stride_h, K, BLOCK_N, BLOCK_M, BLOCK_K, LANE, HALF_K, EVEN_K,
         )  # fmt: skip
 
 
@@ -268,14 +268,14 @@ def down_rows(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     LANE: tl.constexpr,
-    HALF: tl.constexpr,
+    HALF_K: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     first = tl.program_id(0) * (BLOCK_M // 128)
-    if HALF and (first + 1) * 128 >= H:
+    if HALF_K > 0 and (first + 1) * 128 >= H:
         down_tile(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, first, columns, H, stride_h, N, BLOCK_M // 2, BLOCK_K, LANE, EVEN_K,
+            count, first, columns, H, stride_h, N, BLOCK_M // 2, HALF_K, LANE, EVEN_K,
         )  # fmt: skip
     else:
         down_tile(
@@ -303,7 +303,7 @@ def down(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     LANE: tl.constexpr,
-    HALF: tl.constexpr,
+    HALF_K: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     i = tl.program_id(1)
@@ -315,12 +315,12 @@ def down(
     if TAIL_N < BLOCK_N and count <= TAIL_N:
         down_rows(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, columns, H, stride_h, TAIL_N, BLOCK_M, BLOCK_K, LANE, HALF, EVEN_K,
+            count, columns, H, stride_h, TAIL_N, BLOCK_M, BLOCK_K, LANE, HALF_K, EVEN_K,
         )  # fmt: skip
     else:
         down_rows(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, columns, H, stride_h, BLOCK_N, BLOCK_M, BLOCK_K, LANE, HALF, EVEN_K,
+            count, columns, H, stride_h, BLOCK_N, BLOCK_M, BLOCK_K, LANE, HALF_K, EVEN_K,
         )  # fmt: skip
 
 

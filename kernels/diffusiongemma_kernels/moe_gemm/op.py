@@ -134,7 +134,7 @@ def _plan(weights: Experts, cfg: Config, schedule: Schedule, row_blocks: int, co
         "BLOCK_M": schedule.block_m,
         "BLOCK_K": schedule.block_k,
         "LANE": cfg.lane if nvfp4 else 0,
-        "HALF": row_blocks % (schedule.block_m // 128) != 0,
+        "HALF_K": _config.half_k(schedule, row_blocks, columns, nvfp4),
         "EVEN_K": columns % schedule.block_k == 0,
         "num_warps": schedule.warps,
         "num_stages": schedule.stages,
