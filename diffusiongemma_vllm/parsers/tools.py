@@ -1,5 +1,6 @@
 """vLLM's tool parser for Gemma 4's calls."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,11 +9,15 @@ from vllm.entrypoints.generate.base.protocol import (
     ExtractedToolCallInformation,
     ToolCall,
 )
+from vllm.exceptions import VLLMValidationError
 from vllm.renderers.chat_utils import make_tool_call_id
+from vllm.sampling_params import StructuredOutputsParams
 from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
 
 from diffusiongemma_vllm.parsers import deltas
+from diffusiongemma_vllm.parsers.call_grammar import CallGrammar
 from diffusiongemma_vllm.parsers.grammar import Calls, Options, Scanner
+from diffusiongemma_vllm.parsers.lexer import Mark
 from diffusiongemma_vllm.parsers.prompt import MarkerIds
 from diffusiongemma_vllm.parsers.schema import Schema
 
@@ -32,8 +37,12 @@ class Gemma4ToolParser(ToolParser):
         self._writer = deltas.DeltaWriter()
 
     def adjust_request(self, request: Any) -> Any:
-        """Markers are special tokens: the detokenizer has to show them."""
+        """Markers are special tokens: the detokenizer has to show them.  Forced calls are forced by
+        a grammar.
+        """
         request.skip_special_tokens = False
+        if (forced := forced_tools(request)) is not None:
+            constrain(request, forced, self._markers)
         return request
 
     def extract_tool_calls(self, model_output: str, request: Any) -> ExtractedToolCallInformation:
@@ -83,3 +92,38 @@ def tool_schemas(tools: Sequence[Any] | None) -> dict[str, Schema]:
     functions = [getattr(tool, "function", tool) for tool in tools or ()]
     named = [(getattr(f, "name", None), getattr(f, "parameters", None)) for f in functions]
     return {n: Schema.of(p) for n, p in named if n and isinstance(p, Mapping)}
+
+
+def forced_tools(request: Any) -> dict[str, Any] | None:
+    """Parameters by name of the tools that `tool_choice` lets the model choose from; None where it
+    is free to call none.
+    """
+    choice = request.tool_choice
+    name = getattr(getattr(choice, "function", choice), "name", None)
+    if choice != "required" and name is None:
+        return None
+    functions = [getattr(tool, "function", tool) for tool in request.tools or ()]
+    named = [f for f in functions if getattr(f, "name", None)]
+    return {f.name: f.parameters for f in named if name in (None, f.name)}
+
+
+def constrain(request: Any, tools: Mapping[str, Any], markers: MarkerIds) -> None:
+    """Have the answer be calls of `tools`, one where the request names it or wants no more.
+
+    Raises:
+        VLLMValidationError: where the answer is to be something else as well.
+    """
+    if not tools:
+        return
+    if request.extract_structured_outputs() is not None:
+        raise VLLMValidationError(
+            "tool_choice forces a call, and response_format or structured_outputs another answer; "
+            "drop one of the two, or use tool_choice 'auto'",
+            parameter="tool_choice",
+        )
+    ids = {mark: token for token, mark in markers.marks.items()}
+    grammar = CallGrammar(ids[Mark.CALL], ids[Mark.CALL_END], ids[Mark.QUOTE])
+    several = request.tool_choice == "required" and request.parallel_tool_calls is not False
+    form = {"type": "grammar", "grammar": grammar.of(tools, several=several)}
+    tag = json.dumps({"type": "structural_tag", "format": form})
+    request.structured_outputs = StructuredOutputsParams(structural_tag=tag)

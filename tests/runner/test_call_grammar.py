@@ -1,0 +1,69 @@
+"""Forced calls: which turns the grammar lets through, token by token."""
+
+import json
+
+import pytest
+import xgrammar
+from transformers import AutoTokenizer
+
+from diffusiongemma_vllm.cli.main import MINIATURE
+from diffusiongemma_vllm.parsers.call_grammar import CallGrammar
+from diffusiongemma_vllm.runner.grammars import _compiler
+
+TIMER = {"type": "object", "required": ["minutes"], "properties": {
+    "label": {"type": "string"}, "minutes": {"type": "integer"}}}
+DEEP = {"type": "object", "$defs": {"n": {"type": "object", "properties": {
+    "k": {"$ref": "#/$defs/n"}}}}, "properties": {
+        "a": {"enum": ['q"', 1, None]}, "b": {"type": "array", "items": {"$ref": "#/$defs/n"},
+                                              "maxItems": 2}, "c": {}}}
+TOOLS = {"set_timer": TIMER, "deep": DEEP, "free": None}
+CALLS, END = "<|tool_call>call:{}<tool_call|>", 50
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MINIATURE)
+
+
+@pytest.fixture(scope="module")
+def accepts(tokenizer):
+    compiler = _compiler(tokenizer, 384)
+    compiled = {
+        several: compiler.compile_structural_tag(json.dumps({
+            "type": "structural_tag",
+            "format": {"type": "grammar",
+                       "grammar": CallGrammar(48, 49, 52).of(TOOLS, several=several)},
+        }))
+        for several in (True, False)
+    }
+
+    def check(text, several=True):
+        matcher = xgrammar.GrammarMatcher(compiled[several], override_stop_tokens=[1, 106, END])
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        return all(matcher.accept_token(token) for token in [*ids, END])
+
+    return check
+
+
+@pytest.mark.parametrize("call", [
+    'set_timer{label:<|"|>yo{<ga<|"|>,minutes:27}', "set_timer{minutes:-3}", "deep{}",
+    'deep{a:<|"|>q"<|"|>,b:[{k:{}},{}],c:[1,<|"|>s<|"|>,{z:true}]}', "deep{c:null}", "free{}",
+    'free{q:1,r:<|"|><|"|>}', "deep{b:[]}",
+])
+def test_allowed(accepts, call):
+    assert accepts(CALLS.format(call))
+    assert accepts(CALLS.format(call), several=False)
+    assert accepts(CALLS.format(call) * 2) and not accepts(CALLS.format(call) * 2, several=False)
+
+
+@pytest.mark.parametrize("call", [
+    'set_timer{label:<|"|>a<|"|>}', "set_timer{minutes:2.5}", "set_timer{minutes:1,label:2}",
+    'set_timer{label:<|"|><|tool_call><|"|>,minutes:2}', "other{}", "deep{a:2}",
+    "deep{b:[{},{},{}]}", "set_timer{minutes:1,}", 'set_timer{minutes:1,x:2}',
+])
+def test_refused(accepts, call):
+    assert not accepts(CALLS.format(call))
+
+
+def test_text_instead_of_a_call(accepts):
+    assert not accepts("hello") and not accepts("")
