@@ -160,6 +160,7 @@ def fp4_experts(capability: int, fn, config: fp4_config.Config):
         "BLOCK_M": config.block_m,
         "BLOCK_K": config.block_k,
         "EVEN_K": columns % config.block_k == 0,
+        "ALIGN": fp4_config.alignment(columns),
         "NATIVE": True,
     }
     scalars = divisible("C", "TILES", "F" if up else "H")
@@ -206,7 +207,7 @@ def main(capability: int) -> None:
         used = compiling.resources(compiled)._asdict()
         ptx = compiled.asm["ptx"]
         used["wgmma"] = "wgmma.mma_async" in ptx
-        used["moves"] = moves(compiled)
+        used["moves"] = moves(compiled) if op.startswith("moe_gemm") else 0
         used["fp4"] = bool(re.search(r"mma\.\S*kind::mxf4nvf4\.block_scale", ptx))
         print(json.dumps({"op": op, "case": case, "sm": capability, **used}))
 

@@ -40,6 +40,8 @@ def test_shipped_configurations_compile(gpu: Limit) -> None:
         assert line["stack"] == 0, f"spills: {line}"
         if gpu.capability == 90 and line["op"] in ("attention", "moe_gemm"):
             assert line["wgmma"], line
+        if line["op"] == "moe_gemm_fp4":
+            assert line["moves"] == 0, f"a load waits: {line}"
         if line["op"] == "moe_gemm" and gpu.capability != 100:  # there they go to its own memory
             assert line["moves"] == 0, f"weights move between threads: {line}"
         assert line["fp4"] == (line["op"] == "moe_gemm_fp4"), line

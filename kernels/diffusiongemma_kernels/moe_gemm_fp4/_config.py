@@ -16,6 +16,7 @@ class Config(NamedTuple):
         return 8192 // self.block_n
 
 
+# Fewer numbers a thread and its loads of scales, under four bytes, would not be asynchronous.
 class Table(NamedTuple):
     """Up to `most` rows an expert on average."""
 
@@ -24,13 +25,12 @@ class Table(NamedTuple):
 
 
 DATACENTER = (  # sm_100: accumulators in tensor memory
-    Table(24, Config(32, 128, 256, 4, 3)),
     Table(48, Config(64, 128, 256, 4, 3)),
     Table(float("inf"), Config(128, 128, 256, 8, 3)),
 )
 CONSUMER = (  # sm_120: accumulators in registers, 99 KB of shared memory
-    Table(24, Config(32, 128, 128, 4, 3)),
-    Table(float("inf"), Config(64, 128, 128, 8, 3)),
+    Table(24, Config(32, 128, 256, 4, 3)),
+    Table(float("inf"), Config(64, 128, 256, 8, 3)),
 )
 
 
@@ -49,3 +49,9 @@ def choose(rows: float, capability: tuple[int, int], batch_invariant: bool = Fal
     if batch_invariant:
         return choices[0].config
     return next(row.config for row in choices if rows <= row.most)
+
+
+def alignment(columns: int) -> int:
+    """The bytes, at most 16, of which a row of scales is a multiple."""
+    scales = columns // 16
+    return min(16, scales & -scales)

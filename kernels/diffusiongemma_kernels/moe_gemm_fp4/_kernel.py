@@ -90,15 +90,17 @@ def fp4_product(
     N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
     """Weights of M rows times N rows of activations, without the factors of either.  [M, N] f32"""
     byte = tl.arange(0, BLOCK_K // 2)[None, :]
     block = tl.arange(0, BLOCK_K // 16)[None, :]
-    w_ptrs = w_ptr + row[:, None].to(tl.int64) * (C // 2) + byte
-    ws_ptrs = ws_ptr + row[:, None].to(tl.int64) * (C // 16) + block
-    x_ptrs = x_ptr + at[:, None].to(tl.int64) * (C // 2) + byte
-    xs_ptrs = xs_ptr + at[:, None].to(tl.int64) * (C // 16) + block
+    codes, scales = tl.multiple_of(C // 2, 8 * ALIGN), tl.multiple_of(C // 16, ALIGN)  # a row
+    w_ptrs = w_ptr + row[:, None].to(tl.int64) * codes + byte
+    ws_ptrs = ws_ptr + row[:, None].to(tl.int64) * scales + block
+    x_ptrs = x_ptr + at[:, None].to(tl.int64) * codes + byte
+    xs_ptrs = xs_ptr + at[:, None].to(tl.int64) * scales + block
     acc = tl.zeros([M, N], tl.float32)
     for start in range(0, C, BLOCK_K):
         if EVEN_K:
@@ -107,7 +109,7 @@ def fp4_product(
             x = tl.load(x_ptrs, mask=live[:, None], other=0)
             xs = tl.load(xs_ptrs, mask=live[:, None], other=0)
         else:
-            k, s = start // 2 + byte < C // 2, start // 16 + block < C // 16
+            k, s = start // 2 + byte < codes, start // 16 + block < scales
             w = tl.load(w_ptrs, mask=inside[:, None] & k, other=0)
             ws = tl.load(ws_ptrs, mask=inside[:, None] & s, other=0)
             x = tl.load(x_ptrs, mask=live[:, None] & k, other=0)
@@ -144,6 +146,7 @@ def gate_up(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
     i = tl.program_id(1)
@@ -159,7 +162,7 @@ def gate_up(
     row = f + (m // 64 % 2) * F
     product = fp4_product(
         x_ptr, xs_ptr, start + n, live, w_ptr + expert * F * C, ws_ptr + expert * F * (C // 8), row,
-        f < F, C, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, NATIVE,
+        f < F, C, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, ALIGN, NATIVE,
     )  # fmt: skip
     product *= tl.load(global_ptr + expert) * tl.load(input_ptr + expert)
     h = gated(product, BLOCK_M, BLOCK_N)
@@ -188,6 +191,7 @@ def down(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr,
+    ALIGN: tl.constexpr,
     NATIVE: tl.constexpr,
 ):
     i = tl.program_id(1)
@@ -201,7 +205,8 @@ def down(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     product = fp4_product(
         x_ptr, xs_ptr, start + n, live, w_ptr + expert * H * (C // 2),
-        ws_ptr + expert * H * (C // 16), m, m < H, C, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, NATIVE,
+        ws_ptr + expert * H * (C // 16), m, m < H, C, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, ALIGN,
+        NATIVE,
     )  # fmt: skip
     row = tl.load(rows_ptr + start + n, mask=live, other=0)
     weight = tl.load(weight_ptr + row, mask=live, other=0.0)

@@ -130,6 +130,7 @@ def _plan(config: Config, columns: int, native: bool) -> dict:
         "BLOCK_M": config.block_m,
         "BLOCK_K": config.block_k,
         "EVEN_K": columns % config.block_k == 0,
+        "ALIGN": _config.alignment(columns),
         "NATIVE": native,
         "num_warps": config.warps,
         "num_stages": config.stages,
