@@ -1,6 +1,17 @@
 """DiffusionGemma for vLLM.  Importing this package imports neither torch nor vLLM."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``infill`` and ``Gap``, imported when they are first used."""
+    if name in ("infill", "Gap"):
+        from diffusiongemma_vllm import infilling
+
+        return getattr(infilling, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def register() -> None:

@@ -64,7 +64,6 @@ REFUSED = [
     ({"template": [-2]}, "tokens of -1..9"),
     ({"template": [1], "pinned": [1], "seed_canvas": [1, 2, 3, 4]}, "not both"),
     ({"read_only": 2}, "true or false"), ({"read_only": "yes"}, "true or false"),
-    ({"reroll_empty": 17}, "0..16"),
 ]
 
 

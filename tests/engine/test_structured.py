@@ -165,3 +165,23 @@ def test_a_grammar_that_is_none_is_refused(sync):
         with pytest.raises(VLLMValidationError):
             serve(sync, [constrained(sync, **constraint)])
     assert answer(serve(sync, [constrained(sync, json=PERSON)])[0])
+
+
+def test_infill(sync):
+    """One word in the middle, with the task's prompt; and a text longer than a canvas."""
+    from diffusiongemma_vllm import Gap, infill
+
+    prompt = sync.get_tokenizer().apply_chat_template(
+        [{"role": "user", "content": PROMPT}], add_generation_prompt=True, tokenize=False,
+        enable_thinking=False,
+    )
+    parts = ['{"name": "', Gap(4), '", "color": "', Gap(4), '", "age": 55}']
+    filled = infill(sync, parts, prompt=prompt)
+    assert filled.gaps == ("nina", "grey")
+    assert json.loads(filled.text) == {"name": "nina", "color": "grey", "age": 55}
+    text = "a" * 300
+    filled = infill(sync, [text, Gap(3), text])
+    assert len(filled.gaps) == 1 and filled.text == text + filled.gaps[0] + text
+    assert not set(filled.gaps[0]) & {"<", "|"}
+    with pytest.raises(ValueError, match="no Gap"):
+        infill(sync, ["a"])

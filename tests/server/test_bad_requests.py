@@ -113,6 +113,8 @@ CHATS = [
     Case({"reasoning_effort": "low"}, ""),
 ]
 COMPLETIONS = [
+    Case({"vllm_xargs": {"diffusion_template": [5, -1, 6]}}, ""),
+    Case({"vllm_xargs": {"diffusion_template": [5, 384]}}, "tokens of -1..383"),
     Case({"prompt": [2, 5000]}, "5000"),
     Case({"prompt": [384]}, "384"),
     Case({"prompt": [-1]}, "prompt"),
