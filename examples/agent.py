@@ -36,7 +36,8 @@ def run(client: OpenAI, messages: list[dict]) -> str:
         reply = client.chat.completions.create(
             model=model, messages=messages, tools=TOOLS, temperature=0
         ).choices[0].message
-        messages.append(reply.model_dump(exclude_none=True))
+        # the large model reads its thought again; the miniature has not learned to
+        messages.append(reply.model_dump(exclude_none=True, exclude={"reasoning"}))
         if not reply.tool_calls:
             return reply.content or ""
         for call in reply.tool_calls:

@@ -57,9 +57,10 @@ def same(together, alone):
 def test_answers_do_not_depend_on_company_order_or_preemption(alone):
     with engine(CHECKPOINT, max_num_seqs=4, **OPTIONS) as llm:
         same(answers(llm, shuffled()), alone)
-        # room for the longest request and little more
-        longest = max(len(encode(e.prompt + e.answer)) for e in EXAMPLES)
-        blocks = -(-(longest + 2 * CANVAS) // scheduler(llm).block_size) + 1
+        # room for the longest request and no more
+        longest = max(len(encode(e.prompt + e.answer)) for e in EXAMPLES) + CANVAS
+        found = scheduler(llm)
+        blocks = len(found.kv_cache_config.kv_cache_groups) * -(-longest // found.block_size)
         long = [i for i in alone if EXAMPLES[i].task == "count_long"]
         others = [i for i in shuffled() if i not in long]
         with squeezed(llm, blocks) as preempted:
