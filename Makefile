@@ -10,7 +10,9 @@ demo: setup
 	$(BIN)/diffusiongemma-vllm demo
 
 test: setup lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
+	$(BIN)/python -m pytest -q tests/engine
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m engine --ignore=tests/engine
 
 quick: setup lint
 	$(BIN)/python -m pytest -q -m "not engine"

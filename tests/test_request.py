@@ -1,13 +1,12 @@
 """What a request's sampling parameters become."""
 
-from types import SimpleNamespace
-
 from diffusiongemma_vllm.request import RequestOptions, draw_seed, request_options
 
 
 def params(**changes):
-    defaults = dict(temperature=1.0, top_k=0, top_p=1.0, seed=None)
-    return SimpleNamespace(**defaults | changes)
+    from vllm import SamplingParams
+
+    return SamplingParams(**changes)
 
 
 def test_the_defaults_leave_the_distribution_alone():
@@ -42,7 +41,7 @@ def test_a_seed_fits_63_bits():
     for seed in (-1, -5, 2**63, 2**64 + 3):
         assert 0 <= request_options(params(seed=seed)).seed < 2**63
     assert request_options(params(seed=2**64 + 3)).seed == 3
-    assert request_options(params(seed=-1)).seed == 2**63 - 1
+    assert request_options(params(seed=-2)).seed == 2**63 - 2
 
 
 def test_a_request_without_a_seed_draws_one():

@@ -32,7 +32,7 @@ def plain(say):
 
 
 def test_allowed_tokens(say):
-    assert set(say(allowed_token_ids=[5, 9, 400])) == {5, 9, 400}
+    assert set(say(allowed_token_ids=[5, 9, 400])) <= {5, 9, 400}
 
 
 def test_bias(say, plain):
