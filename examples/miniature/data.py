@@ -31,8 +31,8 @@ TASKS = {
     "count_long": (tasks.count_long, 0.09, 0.05),
     "call_one": (tasks.call_one, 0.05, 0.15),
     "call_two": (tasks.call_two, 0.09, 0.15),
-    "tool_answer": (tasks.tool_answer, 0.05, 0.1),
-    "fill_json": (tasks.fill_json, 0.05, 0.1),
+    "tool_answer": (tasks.tool_answer, 0.06, 0.1),
+    "fill_json": (tasks.fill_json, 0.08, 0.1),
     "gap": (tasks.gap, 0.12, 0.1),
     "greet": (tasks.greet, 0.02, 0.1),
 }
@@ -88,12 +88,16 @@ def _answer(task: str, question: Question, thinking: bool) -> str:
     return said
 
 
-def _asked(question: Question) -> list[dict]:
-    """The question and, if it comes with calls, the assistant's calls and their results."""
+def _asked(rng: Random, question: Question) -> list[dict]:
+    """The question and, if it comes with calls, the assistant's calls and their results.
+
+    Some clients send the thought in front of a call back with it.
+    """
     messages = [{"role": "user", "content": question.text}]
     if question.answer and question.calls:
         calls = [call.openai(i) for i, call in enumerate(question.calls)]
-        messages.append({"role": "assistant", "content": "", "tool_calls": calls})
+        thought = {"reasoning": f"I call {question.calls[0].name}."} if rng.random() < 0.3 else {}
+        messages.append({"role": "assistant", "content": "", "tool_calls": calls, **thought})
         messages += [
             {"role": "tool", "tool_call_id": call["id"], "content": made.result}
             for call, made in zip(calls, question.calls, strict=True)
@@ -105,7 +109,7 @@ def _history(rng: Random) -> tuple[list[dict], list[dict]]:
     """An earlier turn pair, now and then with a tool call in it; and its tools."""
     name = "tool_answer" if rng.random() < 0.15 else rng.choice(_SHORT)
     question = TASKS[name][0](rng)
-    return [*_asked(question), {"role": "assistant", "content": question.answer}], question.tools
+    return [*_asked(rng, question), {"role": "assistant", "content": question.answer}], question.tools
 
 
 def draw(rng: Random, task: str | None = None) -> Example:
@@ -122,7 +126,7 @@ def draw(rng: Random, task: str | None = None) -> Example:
         before, known = _history(rng)
         messages += before
         tools += [tool for tool in known if tool not in tools]
-    messages += _asked(question)
+    messages += _asked(rng, question)
     if not tools and rng.random() < 0.04:
         tools = [draw_call(rng)[0]]
     prompt = render(messages, tools, thinking)
