@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from diffusiongemma_kernels.moe_gemm import _config, _torch, op, reference
+from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
+from diffusiongemma_kernels.moe_gemm import _config, op, reference
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
 from diffusiongemma_kernels.moe_gemm.testing import (
-    Quantised,
     packed,
     random_nvfp4,
     route,
@@ -43,7 +43,7 @@ def experts(sweep: bool) -> Iterator[Moe]:
     if sweep:
         yield from swept(fp4)
         return
-    plain = [_torch.dequantise(*weights) for weights in (gate_up, down)]
+    plain = [dequantize(weights) for weights in (gate_up, down)]
     dense = tuple(Dense(weights.to(BF16)) for weights in plain)
     native = {"nvfp4": marlin(gate_up, down), "dense": vllm_triton(*dense)}
     for name, weights in (("nvfp4", fp4), ("dense", dense)):
@@ -98,7 +98,7 @@ def errors(routed: Routed, plain: list[torch.Tensor], ours: tuple, other: Layer 
     return result
 
 
-def marlin(gate_up: Quantised, down: Quantised) -> Layer | None:
+def marlin(gate_up: NVFP4, down: NVFP4) -> Layer | None:
     """vLLM's path for NVFP4 experts on a GPU without FP4, alignment to sum."""
     try:
         from vllm.model_executor.layers.fused_moe.activation import MoEActivation

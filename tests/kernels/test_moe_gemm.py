@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_decode._kernel import DECODE
-from diffusiongemma_kernels.moe_gemm import _config, _torch, op, pack, reference
+from diffusiongemma_kernels.moe_gemm import _config, op, pack, reference
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
 from diffusiongemma_kernels.moe_gemm.testing import MOE, packed, random_nvfp4, route, worst_row
 from diffusiongemma_kernels.moe_gemm.types import Dense
@@ -56,7 +57,7 @@ def make(case: Case, device: str = "cpu") -> tuple:
 
 
 def dense(gate_up, down) -> tuple[torch.Tensor, torch.Tensor]:
-    return _torch.dequantise(*gate_up), _torch.dequantise(*down)
+    return dequantize(gate_up), dequantize(down)
 
 
 def exact(routed, gate_up, down) -> torch.Tensor:
@@ -155,8 +156,8 @@ def test_pack_turns_a_zero_scale_into_zeros() -> None:
     codes, scales, factor = random_nvfp4(1, 128, 64)
     scales[0, 3, 1] = 0
     weights = pack.pack(codes, scales, factor, gate_up=False)
-    back = _torch.dequantise(*pack.unpack(weights, gate_up=False))
-    assert torch.equal(back, _torch.dequantise(codes, scales, factor))
+    back = dequantize(NVFP4(*pack.unpack(weights, gate_up=False)))
+    assert torch.equal(back, dequantize(NVFP4(codes, scales, factor)))
 
 
 @pytest.mark.parametrize("bits", [0x7F, 0xB8], ids=["NaN", "negative"])
@@ -266,7 +267,7 @@ def test_every_code_and_scale() -> None:
     h = store_columns(torch.eye(F, device="cuda", dtype=torch.bfloat16), 2)
     cfg = _config.choose(1.0, True, (9, 0))._replace(block_n=32, tail_n=32)
     got = op.launch_down(ordered, h, ones, down, cfg)
-    want = _torch.dequantise(codes, scales, torch.ones(1, device="cuda"))[0].T
+    want = dequantize(NVFP4(codes, scales, torch.ones(1, device="cuda")))[0].T
     assert torch.equal(got.float(), want)
 
 

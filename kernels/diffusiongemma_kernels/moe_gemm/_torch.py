@@ -1,17 +1,9 @@
 import torch
 from torch import Tensor
 
+from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_gemm import pack
 from diffusiongemma_kernels.moe_gemm.types import Dense, Experts, Nvfp4
-
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-
-
-def dequantise(codes: Tensor, scales: Tensor, global_scale: Tensor) -> Tensor:
-    """[E, R, C / 2] u8, [E, R, C / 16] e4m3, [E] -> [E, R, C] f32"""
-    numbers = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
-    values = E2M1.to(codes.device)[numbers.int()].unflatten(-1, (-1, 16))
-    return (values * (scales.float() * global_scale[:, None, None])[..., None]).flatten(-2)
 
 
 def dense(weights: Experts, expert: int, *, gate_up: bool) -> Tensor:
@@ -26,7 +18,7 @@ def dense(weights: Experts, expert: int, *, gate_up: bool) -> Tensor:
         weights.rows,
         weights.columns,
     )
-    return dequantise(*pack.unpack(part, gate_up=gate_up))[0]
+    return dequantize(NVFP4(*pack.unpack(part, gate_up=gate_up)))[0]
 
 
 def moe(

@@ -1,10 +1,9 @@
 """Random experts and routing for the tests and the bench."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from diffusiongemma_kernels.formats.nvfp4 import NVFP4
 from diffusiongemma_kernels.moe_gemm import pack
 from diffusiongemma_kernels.moe_gemm.types import Nvfp4
 
@@ -12,15 +11,9 @@ from diffusiongemma_kernels.moe_gemm.types import Nvfp4
 MOE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 
 
-class Quantised(NamedTuple):
-    codes: Tensor  # [E, R, C / 2] u8
-    scales: Tensor  # [E, R, C / 16] e4m3
-    global_scale: Tensor  # [E] f32
-
-
 def random_nvfp4(
     experts: int, rows: int, columns: int, *, scales: tuple[int, int] = (0x20, 0x40), device="cpu"
-) -> Quantised:
+) -> NVFP4:
     """Weights of about 0.05; `scales` are the lowest e4m3 bits and one above the highest."""
     make = torch.Generator(device).manual_seed(rows + columns)
 
@@ -29,14 +22,14 @@ def random_nvfp4(
         return torch.randint(low, high, shape, generator=make, **kind)
 
     factor = torch.rand(experts, generator=make, device=device) + 0.5
-    return Quantised(
+    return NVFP4(
         bits(0, 256, experts, rows, columns // 2),
         bits(*scales, experts, rows, columns // 16).view(torch.float8_e4m3fn),
         factor * 0.05,
     )
 
 
-def packed(gate_up: Quantised, down: Quantised) -> tuple[Nvfp4, Nvfp4]:
+def packed(gate_up: NVFP4, down: NVFP4) -> tuple[Nvfp4, Nvfp4]:
     return pack.pack(*gate_up, gate_up=True), pack.pack(*down, gate_up=False)
 
 

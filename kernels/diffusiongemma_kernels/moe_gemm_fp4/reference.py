@@ -1,12 +1,8 @@
 import torch
 from torch import Tensor
 
+from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize, encode, pack
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4, Rows
-
-E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
-# A number is above these limits as often as its code says; ties go to the even code.
-ABOVE = torch.tensor([0.25, 1.25, 2.5, 5.0])
-FROM = torch.tensor([0.75, 1.75, 3.5])
 
 
 def quantise(x: Tensor, input_scale: Tensor) -> Rows:
@@ -17,16 +13,14 @@ def quantise(x: Tensor, input_scale: Tensor) -> Rows:
     scales = (largest / (6.0 * factor)).clamp(max=448.0).to(torch.float8_e4m3fn)
     step = scales.float() * factor  # [R, C / 16]
     v = torch.where(step[..., None] > 0, blocks.abs() / step[..., None], 0.0)
-    code = (v[..., None] > ABOVE).sum(-1) + (v[..., None] >= FROM).sum(-1)
-    code = (code | (blocks < 0).int() << 3).flatten(1).to(torch.uint8)
-    return Rows(code[:, ::2] | code[:, 1::2] << 4, scales.view(torch.uint8))
+    code = encode(v) | (blocks < 0).to(torch.uint8) << 3
+    return Rows(pack(code.flatten(1)), scales.view(torch.uint8))
 
 
 def dequantise(codes: Tensor, scales: Tensor, factor: Tensor) -> Tensor:
     """[R, C / 2] u8, [R, C / 16] e4m3 or its bits, [R] f32 -> [R, C] f32"""
-    values = E2M1[torch.stack((codes & 15, codes >> 4), -1).flatten(1).int()].unflatten(1, (-1, 16))
-    real = scales.view(torch.float8_e4m3fn).float() * factor[:, None]
-    return (values * real[..., None]).flatten(1)
+    matrices = NVFP4(codes[:, None], scales[:, None].view(torch.float8_e4m3fn), factor)
+    return dequantize(matrices)[:, 0]
 
 
 def moe(x: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: Fp4, down: Fp4) -> Tensor:
