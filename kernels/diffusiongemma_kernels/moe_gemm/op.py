@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_kernels import target
-from diffusiongemma_kernels.moe_gemm import _config, _kernel, _torch
+from diffusiongemma_kernels.moe_gemm import _config, _kernel, _torch, routed
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
 from diffusiongemma_kernels.moe_gemm.types import Dense, Experts, Nvfp4
 from diffusiongemma_kernels.moe_sort.op import moe_sort
@@ -57,7 +57,7 @@ def moe_triton(
 ) -> Tensor:
     """The same by Triton.  `config` overrides the table, for tests and for the bench."""
     E = _check(x, topk_ids, topk_weights, gate_up, down)
-    (T, K), H, nvfp4 = topk_ids.shape, x.shape[1], isinstance(gate_up, Nvfp4)
+    (T, K), nvfp4 = topk_ids.shape, isinstance(gate_up, Nvfp4)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if T == 0:
         return y
@@ -67,8 +67,7 @@ def moe_triton(
     ordered = moe_sort(x, topk_ids, experts=E, block=cfg.block_n, lane=cfg.lane if nvfp4 else 0)
     h = launch_gate_up(ordered, gate_up, K, cfg)
     slots = launch_down(ordered, h, topk_weights, down, cfg)
-    block = 1024
-    _kernel.add_slots[(T, -(-H // block))](slots, topk_ids, y, H, E, K=K, BLOCK=block, num_warps=4)
+    routed.add_slots(slots, topk_ids, y, E)
     return y
 
 
@@ -151,11 +150,8 @@ def _tensors(weights: Experts) -> tuple[Tensor, Tensor, Tensor]:
 def _check(
     x: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: Experts, down: Experts
 ) -> int:
-    T, K = topk_ids.shape
+    routed.check(x, topk_ids, topk_weights)
     H, F = x.shape[1], down.columns
-    assert x.shape[0] == T and topk_weights.shape == (T, K), f"{x.shape=} {topk_ids.shape=}"
-    assert topk_ids.dtype == torch.int32 and topk_weights.dtype == torch.float32
-    assert topk_ids.is_contiguous() and topk_weights.is_contiguous() and x.stride(1) == 1
     assert type(gate_up) is type(down), f"{type(gate_up)=} {type(down)=}"
     assert (gate_up.rows, gate_up.columns) == (2 * F, H), f"{gate_up.rows=} {gate_up.columns=}"
     assert down.rows == H, f"{down.rows=} {H=}"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_kernels import target
-from diffusiongemma_kernels.moe_gemm import _kernel as dense
+from diffusiongemma_kernels.moe_gemm import routed
 from diffusiongemma_kernels.moe_gemm_fp4 import _config, _kernel
 from diffusiongemma_kernels.moe_gemm_fp4._config import Config
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4, Rows
@@ -29,7 +29,7 @@ def moe_fp4(
     `moe_gemm.op.moe`, of which this is the W4A4 form; the weights stay as a checkpoint has them.
     Raises ValueError on a GPU whose tensor cores have no FP4.
     """
-    (T, K), (E, H, _) = topk_ids.shape, down.codes.shape
+    (T, K), E = topk_ids.shape, len(down.codes)
     _check(x, topk_ids, topk_weights, gate_up, down)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if T == 0:
@@ -43,7 +43,7 @@ def moe_fp4(
     h = launch_gate_up(rows, ordered, gate_up, x.dtype, config)
     rows = quantise(h, ordered, down.input_scale, 0, config)
     slots = launch_down(rows, ordered, topk_weights, down, x.dtype, config)
-    dense.add_slots[(T, -(-H // 1024))](slots, topk_ids, y, H, E, K=K, BLOCK=1024, num_warps=4)
+    routed.add_slots(slots, topk_ids, y, E)
     return y
 
 
@@ -138,12 +138,9 @@ def _plan(config: Config, columns: int, native: bool) -> dict:
 
 
 def _check(x: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: Fp4, down: Fp4) -> None:
-    (T, K), H = topk_ids.shape, x.shape[1]
+    routed.check(x, topk_ids, topk_weights)
     E, both, _ = gate_up.codes.shape
-    F = both // 2
-    assert x.shape[0] == T and topk_weights.shape == (T, K), f"{x.shape=} {topk_ids.shape=}"
-    assert topk_ids.dtype == torch.int32 and topk_weights.dtype == torch.float32
-    assert topk_ids.is_contiguous() and topk_weights.is_contiguous() and x.stride(1) == 1
+    H, F = x.shape[1], both // 2
     assert H % 16 == 0 == F % 16, f"a scale has 16 columns: {H=} {F=}"
     for weights, rows, columns in ((gate_up, 2 * F, H), (down, H, F)):
         assert weights.codes.shape == (E, rows, columns // 2), f"{weights.codes.shape=}"
