@@ -44,6 +44,13 @@ def device() -> str:
     return "cpu" if INTERPRETED else "cuda"
 
 
+@pytest.fixture(autouse=True)
+def _unwritten_memory_is_nan():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if INTERPRETED:
         for item in items:

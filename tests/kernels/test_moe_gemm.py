@@ -1,7 +1,6 @@
 """The experts of a layer by Triton and on the CPU against their reference."""
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,20 +10,16 @@ from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_decode._kernel import DECODE
 from diffusiongemma_kernels.moe_gemm import _config, op, pack, reference
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
-from diffusiongemma_kernels.moe_gemm.testing import MOE, packed, random_nvfp4, route, worst_row
+from diffusiongemma_kernels.moe_gemm.testing import (
+    MOE,
+    Case,
+    packed,
+    random_nvfp4,
+    route,
+    worst_row,
+)
 from diffusiongemma_kernels.moe_gemm.types import Dense
 from diffusiongemma_kernels.moe_sort.reference import store_columns
-
-
-class Case(NamedTuple):
-    tokens: int
-    why: str
-    experts: int = 6
-    top_k: int = 2
-    hidden: int = 128
-    width: int = 64
-    zipf: float = 0.0
-
 
 CASES = [
     Case(0, "empty step"),
@@ -39,13 +34,6 @@ CONFIGS = {
     "eight neighbours a lane": Config(16, 16, *BIG, lane=8),
     "narrow tail": Config(32, 16, Schedule(128, 64, 4, 2), Schedule(128, 64, 4, 2)),
 }
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan():
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def make(case: Case, device: str = "cpu") -> tuple:

@@ -1,25 +1,13 @@
 """W4A4 experts: its rounding exactly, its products decoded instead of by FP4 tensor cores."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 
-from diffusiongemma_kernels.moe_gemm.testing import random_nvfp4, route, worst_row
+from diffusiongemma_kernels.moe_gemm.testing import Case, random_nvfp4, route, worst_row
 from diffusiongemma_kernels.moe_gemm_fp4 import _config, op, reference
 from diffusiongemma_kernels.moe_gemm_fp4._config import Config
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4, Rows
 from diffusiongemma_kernels.moe_sort.op import moe_sort
-
-
-class Case(NamedTuple):
-    tokens: int
-    why: str
-    experts: int = 5
-    top_k: int = 2
-    hidden: int = 128
-    width: int = 64
-
 
 CASES = [
     Case(0, "empty step"),
@@ -31,13 +19,6 @@ CASES = [
 SMALL = Config(16, 128, 64, 4, 2)
 # The kernel's h differs from the reference's in the last bit, which moves a few codes of e2m1.
 WHOLE_LAYER = 5e-2
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan():
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
 """Random experts and routing for the tests and the bench."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,18 @@ from diffusiongemma_kernels.moe_gemm.types import Nvfp4
 
 # Of a row: ||got - want|| / ||want||, against fp64 on the same rounded weights and activations.
 MOE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+class Case(NamedTuple):
+    """A layer of ``experts`` of ``hidden`` by ``width``, and how ``tokens`` choose among them."""
+
+    tokens: int
+    why: str
+    experts: int = 6
+    top_k: int = 2
+    hidden: int = 128
+    width: int = 64
+    zipf: float = 0.0
 
 
 def random_nvfp4(
