@@ -16,7 +16,6 @@ class Config(NamedTuple):
         return 8192 // self.block_n
 
 
-# Fewer numbers a thread and its loads of scales, under four bytes, would not be asynchronous.
 class Table(NamedTuple):
     """Up to `most` rows an expert on average."""
 
@@ -24,6 +23,7 @@ class Table(NamedTuple):
     config: Config
 
 
+# A thread loads at least four bytes of scales: copies of fewer would not be asynchronous.
 DATACENTER = (  # sm_100: accumulators in tensor memory
     Table(48, Config(64, 128, 256, 4, 3)),
     Table(float("inf"), Config(128, 128, 256, 8, 3)),
