@@ -109,7 +109,8 @@ def _history(rng: Random) -> tuple[list[dict], list[dict]]:
     """An earlier turn pair, now and then with a tool call in it; and its tools."""
     name = "tool_answer" if rng.random() < 0.15 else rng.choice(_SHORT)
     question = TASKS[name][0](rng)
-    return [*_asked(rng, question), {"role": "assistant", "content": question.answer}], question.tools
+    answer = {"role": "assistant", "content": question.answer}
+    return [*_asked(rng, question), answer], question.tools
 
 
 def draw(rng: Random, task: str | None = None) -> Example:
