@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diffusiongemma_vllm.quantize.source import DOWN, GATE_UP
+
 RECIPE = "huggingface/diffusion_gemma/ptq/nvfp4_experts_only"
 DATASETS = ("cnn_dailymail", "nemotron-post-training-dataset-v2")
 PROMPT_TOKENS = 512
@@ -118,7 +120,7 @@ def calibrate(folder: Path, prompts: Sequence[list[int]], device: str) -> dict[s
     mtq.quantize(model, load_recipe(RECIPE).quantize.model_dump(), answer)
     found = {}
     for layer in range(model.config.text_config.num_hidden_layers):
-        for leaf in ("gate_up_proj", "down_proj"):
+        for leaf in (GATE_UP, DOWN):
             quantizers = [
                 model.get_submodule(f"{stack}.layers.{layer}.experts.{leaf}_input_quantizer")
                 for stack in STACKS

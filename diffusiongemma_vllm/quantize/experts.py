@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_vllm.quantisation import BLOCK
-from diffusiongemma_vllm.quantize.source import FUSED
-
-GATE_UP, DOWN = "gate_up_proj", "down_proj"
+from diffusiongemma_vllm.quantize.source import FUSED, PROJECTIONS
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,8 @@ def rounded(name: str, fused: Tensor, inputs: InputScales) -> Iterator[tuple[str
     for expert, weight in enumerate(fused):
         amax = NVFP4QTensor.get_weights_scaling_factor_2(weight)
         shared = torch.where(amax > 0, amax, 1.0)  # an expert of zeros has any scale
-        parts = {"down_proj": weight}
-        if match[3] == GATE_UP:
-            gate, up = weight.chunk(2)
-            parts = {"gate_proj": gate, "up_proj": up}
-        for projection, part in parts.items():
+        projections = PROJECTIONS[match[3]]
+        for projection, part in zip(projections, weight.chunk(len(projections)), strict=True):
             codes, scales, _ = NVFP4QTensor.quantize(
                 part.contiguous(), BLOCK, weights_scaling_factor_2=shared
             )

@@ -14,7 +14,10 @@ from safetensors import safe_open
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.quantisation import BLOCK
 
-FUSED = re.compile(r"(model\.decoder\.layers\.(\d+)\.experts)\.(gate_up_proj|down_proj)")
+GATE_UP, DOWN = "gate_up_proj", "down_proj"
+FUSED = re.compile(rf"(model\.decoder\.layers\.(\d+)\.experts)\.({GATE_UP}|{DOWN})")
+# What a fused tensor is made of, from its first row to its last.
+PROJECTIONS = {GATE_UP: ("gate_proj", "up_proj"), DOWN: ("down_proj",)}
 FLOATS = ("BF16", "F16", "F32")
 
 
@@ -97,7 +100,7 @@ def _check_experts(source: Source, shapes: Mapping[str, tuple[list[int], str]]) 
             "has to stay in BF16"
         )
     for layer in range(text["num_hidden_layers"]):
-        for leaf, shape in {"gate_up_proj": [E, 2 * F, H], "down_proj": [E, H, F]}.items():
+        for leaf, shape in {GATE_UP: [E, 2 * F, H], DOWN: [E, H, F]}.items():
             name = f"model.decoder.layers.{layer}.experts.{leaf}"
             found, dtype = shapes.get(name, (None, None))
             if found != shape or dtype not in FLOATS:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_vllm import checkpoint, quantisation
-from diffusiongemma_vllm.quantize.source import FUSED, Source
+from diffusiongemma_vllm.quantize.source import DOWN, FUSED, GATE_UP, PROJECTIONS, Source
 
 LIMIT = 0.2  # of a tensor's norm; weights like a normal distribution lose 0.095
 
@@ -55,7 +55,7 @@ def verify(source: Source, folder: Path, device: str = "cpu") -> list[LayerError
                 if left:
                     raise _wrong(folder, f"{min(left)} is not of this checkpoint")
     layers = sorted({layer for layer, _ in errors})
-    return [LayerError(n, errors[n, "gate_up_proj"], errors[n, "down_proj"]) for n in layers]
+    return [LayerError(n, errors[n, GATE_UP], errors[n, DOWN]) for n in layers]
 
 
 def _same(folder: Path, name: str, old: object, new: object, left: set[str]) -> None:
@@ -68,10 +68,9 @@ def _read(
     folder: Path, root: str, leaf: str, file: object, left: set[str], count: int
 ) -> Iterator[Tensor]:
     """Dequantised experts, one after the other: [2 F, H] or [H, F] f32"""
-    projections = ["gate_proj", "up_proj"] if leaf == "gate_up_proj" else ["down_proj"]
     for expert in range(count):
         parts, scales = [], set()
-        for projection in projections:
+        for projection in PROJECTIONS[leaf]:
             name = f"{root}.{expert}.{projection}"
             left.discard(f"{name}.input_scale")
             q = NVFP4(*(
