@@ -170,14 +170,14 @@ def admit_requests() -> None:
     def make_process(original: Any) -> Any:
         def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
             request = original(self, *args, **kwargs)
-            if ours(self.model_config) and request.resumable:
-                from diffusiongemma_vllm.runner.admission import refuse_resumable
+            if not ours(self.model_config):
+                return request
+            from diffusiongemma_vllm.runner.admission import check_tokens, refuse_resumable
 
+            if request.resumable:
                 refuse_resumable()
             params = request.sampling_params
-            if ours(self.model_config) and params is not None:
-                from diffusiongemma_vllm.runner.admission import check_tokens
-
+            if params is not None:
                 check_tokens(params)
                 if params.seed is None:
                     params.seed = draw_seed(params.temperature)
