@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from diffusiongemma_vllm.markers import marker_tokens
+
 
 class Gap(NamedTuple):
     """A place for up to ``tokens`` tokens."""
@@ -46,10 +48,9 @@ def infill(
     start = [tokenizer.bos_token_id] if prompt is None else tokenizer.encode(
         prompt, add_special_tokens=False
     )
-    markers = {*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids}
     params = SamplingParams(
         max_tokens=len(template), ignore_eos=True, temperature=temperature, seed=seed,
-        detokenize=False, logit_bias=dict.fromkeys(markers, -100.0),
+        detokenize=False, logit_bias=dict.fromkeys(marker_tokens(tokenizer), -100.0),
         extra_args={"diffusion_template": template},
     )
     answer = llm.generate({"prompt_token_ids": start}, params, use_tqdm=False)[0].outputs[0]

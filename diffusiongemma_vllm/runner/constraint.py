@@ -18,6 +18,7 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from diffusiongemma_vllm.denoise.edits import Known
+from diffusiongemma_vllm.markers import marker_tokens
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.grammars import Grammars
 
@@ -210,7 +211,6 @@ class Constraints:
 
     @cached_property
     def _markers(self) -> Tensor:
-        tokenizer = self._tokenizer
         markers = torch.zeros(self.config.get_vocab_size(), dtype=torch.bool)
-        markers[list({*tokenizer.get_added_vocab().values(), *tokenizer.all_special_ids})] = True
+        markers[list(marker_tokens(self._tokenizer))] = True
         return markers

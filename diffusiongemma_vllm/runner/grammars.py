@@ -13,6 +13,8 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 from vllm.v1.structured_output.backend_xgrammar import XgrammarBackend
 from vllm.v1.structured_output.request import StructuredOutputRequest
 
+from diffusiongemma_vllm.markers import marker_tokens
+
 NO_TEXT = "<0xFF>"  # a byte that UTF-8 does not use: named by its id in a grammar, never by text
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token for a byte that has no other
 
@@ -73,7 +75,7 @@ def _compiler(tokenizer: Any, vocab_size: int) -> Any:
     plain = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocab_size)
     fallback = plain.vocab_type == xgrammar.VocabType.BYTE_FALLBACK
     words = [NO_TEXT if fallback else ""] * vocab_size
-    markers = set(tokenizer.get_added_vocab().values()) | set(tokenizer.all_special_ids)
+    markers = marker_tokens(tokenizer)
     vocabulary = tokenizer.get_vocab()
     for word, token in vocabulary.items():
         byte = BYTE.fullmatch(word)
