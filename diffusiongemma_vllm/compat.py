@@ -6,6 +6,7 @@ Patches act on DiffusionGemma alone: for any other model they call vLLM's own co
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import MISSING, fields
@@ -62,12 +63,16 @@ def asked() -> dict[str, Any]:
 
 
 def patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Replace a function, method or class method by what ``make`` makes of it, once for a maker."""
     original = getattr(owner, name)
-    if getattr(original, MARK, False):
+    made: tuple[str, ...] = getattr(original, MARK, ())
+    maker = f"{make.__module__}.{make.__qualname__}"
+    if maker in made:
         return
     replacement = functools.wraps(original)(make(original))
-    setattr(replacement, MARK, True)
-    setattr(owner, name, replacement)
+    setattr(replacement, MARK, (*made, maker))
+    bound = inspect.ismethod(original)  # to its class already
+    setattr(owner, name, staticmethod(replacement) if bound else replacement)
 
 
 def record_engine_args() -> None:

@@ -18,11 +18,10 @@ architecture whenever a process makes such a configuration, before anything reso
 Every other model never enters the hook: its `gemma4` is vLLM's, untouched.
 """
 
-import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from diffusiongemma_vllm.compat import ARCHITECTURE
+from diffusiongemma_vllm.compat import ARCHITECTURE, patch
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -93,24 +92,22 @@ def dispatch_names() -> None:
     """Wrap `ParserManager.get_parser`: for noted models it composes our parsers."""
     from vllm.parser import ParserManager
 
-    original = ParserManager.get_parser
-    if getattr(original, "chooses_parsers", False):
-        return
-    signature = inspect.signature(original)
+    def make(original: Any) -> Any:
+        signature = inspect.signature(original)
 
-    @functools.wraps(original)
-    def get_parser(cls: type[ParserManager], *args: Any, **kwargs: Any) -> Any:
-        asked = signature.bind(*args, **kwargs).arguments
-        if asked.get("model_name") in _models:
-            for key in ("tool_parser_name", "reasoning_parser_name"):
-                if asked.get(key) == GEMMA4:
-                    asked[key] = OURS
-        parser_cls = original(**asked)
-        names = {asked.get("tool_parser_name"), asked.get("reasoning_parser_name")}
-        return _compose(parser_cls) if OURS in names else parser_cls
+        def get_parser(*args: Any, **kwargs: Any) -> Any:
+            asked = signature.bind(*args, **kwargs).arguments
+            if asked.get("model_name") in _models:
+                for key in ("tool_parser_name", "reasoning_parser_name"):
+                    if asked.get(key) == GEMMA4:
+                        asked[key] = OURS
+            parser_cls = original(**asked)
+            names = {asked.get("tool_parser_name"), asked.get("reasoning_parser_name")}
+            return _compose(parser_cls) if OURS in names else parser_cls
 
-    get_parser.chooses_parsers = True  # type: ignore[attr-defined]
-    ParserManager.get_parser = classmethod(get_parser)  # type: ignore[assignment]
+        return get_parser
+
+    patch(ParserManager, "get_parser", make)
 
 
 def _compose(parser_cls: Any) -> Any:

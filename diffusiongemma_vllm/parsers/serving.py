@@ -4,10 +4,11 @@ Each function is idempotent and leaves every other model's responses as they are
 reports `length` for a cut call without streaming, and orders a delta's parts as generated.
 """
 
-import functools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
+
+from diffusiongemma_vllm.compat import patch
 
 
 def install() -> None:
@@ -33,34 +34,31 @@ def report_cut_calls() -> None:
 
     from diffusiongemma_vllm.parsers.parser import TurnParser
 
-    original = OpenAIServingChat.chat_completion_full_generator
-    if getattr(original, "reports_cut_calls", False):
-        return
+    def make(original: Any) -> Any:
+        async def chat_completion_full_generator(
+            self: Any, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
+        ) -> Any:
+            if not (self.parser_cls and issubclass(self.parser_cls, TurnParser)):
+                return await original(self, request, result_generator, *args, **kwargs)
+            reasons: dict[int, str | None] = {}
 
-    @functools.wraps(original)
-    async def full_generator(
-        self: Any, request: Any, result_generator: AsyncIterator[Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        if not (self.parser_cls and issubclass(self.parser_cls, TurnParser)):
-            return await original(self, request, result_generator, *args, **kwargs)
-        reasons: dict[int, str | None] = {}
+            async def noted() -> AsyncIterator[Any]:
+                async for result in result_generator:
+                    reasons.update({o.index: o.finish_reason for o in result.outputs})
+                    yield result
 
-        async def noted() -> AsyncIterator[Any]:
-            async for result in result_generator:
-                reasons.update({o.index: o.finish_reason for o in result.outputs})
-                yield result
+            response = await original(self, request, noted(), *args, **kwargs)
+            if isinstance(response, ChatCompletionResponse):
+                for choice in response.choices:
+                    calls = choice.message.tool_calls
+                    cut = bool(calls) and not is_whole(calls[-1].function.arguments)
+                    if cut and reasons.get(choice.index) == "length":
+                        choice.finish_reason = "length"
+            return response
 
-        response = await original(self, request, noted(), *args, **kwargs)
-        if isinstance(response, ChatCompletionResponse):
-            for choice in response.choices:
-                calls = choice.message.tool_calls
-                cut = bool(calls) and not is_whole(calls[-1].function.arguments)
-                if cut and reasons.get(choice.index) == "length":
-                    choice.finish_reason = "length"
-        return response
+        return chat_completion_full_generator
 
-    full_generator.reports_cut_calls = True  # type: ignore[attr-defined]
-    OpenAIServingChat.chat_completion_full_generator = full_generator  # type: ignore[method-assign]
+    patch(OpenAIServingChat, "chat_completion_full_generator", make)
 
 
 def show_cut_calls_to_anthropic() -> None:
@@ -70,21 +68,21 @@ def show_cut_calls_to_anthropic() -> None:
     """
     from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 
-    original = AnthropicServingMessages.messages_full_converter
-    if getattr(original, "shows_cut_calls", False):
-        return
+    def make(original: Any) -> Any:
+        def messages_full_converter(self: Any, generator: Any) -> Any:
+            message = generator.choices[0].message
+            cut = [c.function for c in message.tool_calls if not is_whole(c.function.arguments)]
+            if cut:
+                text = "".join(c.name + c.arguments for c in cut)
+                message.content = (message.content or "") + text
+                message.tool_calls = [
+                    c for c in message.tool_calls if is_whole(c.function.arguments)
+                ]
+            return original(self, generator)
 
-    @functools.wraps(original)
-    def full_converter(self: Any, generator: Any) -> Any:
-        message = generator.choices[0].message
-        cut = [c.function for c in message.tool_calls if not is_whole(c.function.arguments)]
-        if cut:
-            message.content = (message.content or "") + "".join(c.name + c.arguments for c in cut)
-            message.tool_calls = [c for c in message.tool_calls if is_whole(c.function.arguments)]
-        return original(self, generator)
+        return messages_full_converter
 
-    full_converter.shows_cut_calls = True  # type: ignore[attr-defined]
-    AnthropicServingMessages.messages_full_converter = full_converter  # type: ignore[method-assign]
+    patch(AnthropicServingMessages, "messages_full_converter", make)
 
 
 def resume_calls_first() -> None:
@@ -94,14 +92,11 @@ def resume_calls_first() -> None:
     """
     from vllm.entrypoints.openai.responses import serving
 
-    original = serving.split_delta
-    if getattr(original, "resumes_calls_first", False):
-        return
+    def make(original: Any) -> Any:
+        def split_delta(delta: Any) -> list[Any]:
+            parts = original(delta)
+            return sorted(parts, key=lambda p: not (p.tool_calls and p.tool_calls[0].id is None))
 
-    @functools.wraps(original)
-    def split_delta(delta: Any) -> list[Any]:
-        parts = original(delta)
-        return sorted(parts, key=lambda p: not (p.tool_calls and p.tool_calls[0].id is None))
+        return split_delta
 
-    split_delta.resumes_calls_first = True  # type: ignore[attr-defined]
-    serving.split_delta = split_delta
+    patch(serving, "split_delta", make)
