@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import MISSING, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -19,6 +19,11 @@ from diffusiongemma_vllm import checkpoint, cpu
 ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
 SUPPORTED = "0.32"
 MARK = "_diffusiongemma_patch"
+# What AsyncLLM.generate hands to InputProcessor.process_inputs; trace_headers not always.
+PROCESSED = (
+    "lora_request", "tokenization_kwargs", "priority", "data_parallel_rank", "session_id",
+    "kv_hints",
+)
 
 _ASKED: ContextVar[dict[str, Any]] = ContextVar("asked", default={})  # noqa: B039  never written
 
@@ -173,8 +178,14 @@ def admit_requests() -> None:
         return validate
 
     def make_process(original: Any) -> Any:
-        def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-            request = original(self, *args, **kwargs)
+        def process_inputs(
+            self: Any, request_id: str, prompt: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            if isinstance(prompt, Checked):
+                request = prompt.request
+                request.request_id, request.trace_headers = request_id, kwargs["trace_headers"]
+                return request
+            request = original(self, request_id, prompt, *args, **kwargs)
             if not ours(self.model_config):
                 return request
             from diffusiongemma_vllm.runner.admission import check_tokens, refuse_resumable
@@ -207,27 +218,47 @@ def admit_requests() -> None:
     patch(InputProcessor, "process_inputs", make_process)
 
 
+class Checked(dict[str, Any]):
+    """A rendered prompt with the engine's request that was made of it, which is made once."""
+
+    request: Any = None
+
+
+def check_early(
+    processor: Any, prompt: Any, params: Any, request_id: str, options: Mapping[str, Any]
+) -> Any:
+    """Make the engine's request of a rendered prompt now.
+
+    Args:
+        options: of ``AsyncLLM.generate``; those that say nothing of the prompt are left out.
+
+    Returns:
+        a ``Checked`` prompt; a prompt that is none, or has still to be rendered, as it is.
+    """
+    if isinstance(prompt, Checked) or not (isinstance(prompt, dict) and "type" in prompt):
+        return prompt
+    checked = Checked(prompt)
+    named = {name: options[name] for name in PROCESSED if name in options}
+    checked.request = processor.process_inputs(request_id, prompt, params, ("generate",), **named)
+    return checked
+
+
 def refuse_streams_early() -> None:
-    """Check a streamed request before the server has sent its 200, not at the first token.
+    """Check a request before the server has sent a stream's 200, not at the first token.
 
     Removal: when ``AsyncLLM.generate`` checks its parameters as it is called.
     """
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
     def make(original: Any) -> Any:
-        def generate(self: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-            if (
-                isinstance(params, SamplingParams)
-                and params.output_kind is RequestOutputKind.DELTA
-                and ours(self.model_config)
-            ):
-                from diffusiongemma_vllm.runner.admission import check_tokens
-
-                copy = params.clone()
-                self.input_processor._validate_params(copy, ("generate",))
-                check_tokens(copy)
-            return original(self, prompt, params, *args, **kwargs)
+        def generate(
+            self: Any, prompt: Any, sampling_params: Any, request_id: str, **options: Any
+        ) -> Any:
+            if ours(self.model_config):
+                prompt = check_early(
+                    self.input_processor, prompt, sampling_params, request_id, options
+                )
+            return original(self, prompt, sampling_params, request_id, **options)
 
         return generate
 

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from diffusiongemma_vllm.compat import ours, patch
-from diffusiongemma_vllm.runner.admission import refuse_beams
+from diffusiongemma_vllm.runner import early
 from diffusiongemma_vllm.runner.report import KEY
 
 _REPORT: ContextVar[dict[str, Any] | None] = ContextVar("report", default=None)
@@ -27,7 +27,8 @@ def install() -> None:
     if "vllm.entrypoints.launchers.api_server.entry" in sys.modules:
         answer_chats()
         answer_completions()
-        refuse_beams_early()
+        early.refuse_beam_streams()
+        early.check_responses()
 
 
 def mark_outputs() -> None:
@@ -124,21 +125,6 @@ def answer_completions() -> None:
 
     patch(OpenAIServingCompletion, "request_output_to_completion_response", make_full)
     patch(OpenAIServingCompletion, "completion_stream_generator", make_stream)
-
-
-def refuse_beams_early() -> None:
-    """Before a stream's 200 is sent, not when its first chunk is due."""
-    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
-
-    def make(original: Any) -> Any:
-        def beam_search(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if ours(self.engine_client.model_config):
-                refuse_beams()
-            return original(self, *args, **kwargs)
-
-        return beam_search
-
-    patch(BeamSearchOnlineMixin, "beam_search", make)
 
 
 def _make_stream(original: Any) -> Any:

@@ -146,7 +146,7 @@ def patched():
     from vllm.v1.structured_output import StructuredOutputManager
 
     return {
-        AsyncLLM.generate: ["self", "prompt", "sampling_params"],
+        AsyncLLM.generate: ["self", "prompt", "sampling_params", "request_id"],
         StructuredOutputManager.grammar_init: ["self", "request"],
         EngineArgs.create_engine_config: ["self", "usage_context", "headless"],
         SamplingParams._validate_diffusion: ["self", "model_config"],
@@ -172,6 +172,45 @@ def test_a_patched_function_still_has_the_signature_expected(function, leading):
 def test_every_patch_is_listed_above():
     names = set(re.findall(r"patch\(\w+, \"(\w+)\"", inspect.getsource(compat)))
     assert names == {function.__name__ for function in patched()}
+
+
+def test_a_checked_prompt_is_made_into_a_request_once():
+    """With what only the engine knows of it filled in."""
+    from vllm.v1.engine import async_llm
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    made = []
+
+    def process(*args, **options):
+        made.append((args, options))
+        return SimpleNamespace()
+
+    prompt = {"type": "token", "prompt_token_ids": [1]}
+    options = {"priority": 3, "trace_headers": {"a": "b"}}
+    checked = compat.check_early(
+        SimpleNamespace(process_inputs=process), prompt, None, "early", options
+    )
+    assert made == [(("early", prompt, None, ("generate",)), {"priority": 3})] and checked == prompt
+    assert compat.check_early(None, checked, None, "x", {}) is checked
+    assert compat.check_early(None, "a text", None, "x", {}) == "a text"
+    request = InputProcessor.process_inputs(None, "late", checked, None, trace_headers=None)
+    assert request is checked.request
+    assert (request.request_id, request.trace_headers) == ("late", None)
+    given = inspect.signature(inspect.unwrap(async_llm.AsyncLLM.generate)).parameters
+    taken = inspect.signature(inspect.unwrap(InputProcessor.process_inputs)).parameters
+    assert set(compat.PROCESSED) == set(given) & set(taken) - {
+        "self", "prompt", "request_id", "trace_headers"
+    }
+
+
+def test_what_checks_early_still_fits():
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+
+    original = inspect.unwrap(OpenAIServingResponses._generate_with_builtin_tools)
+    leading = ["self", "request_id", "engine_input", "sampling_params", "context"]
+    assert list(inspect.signature(original).parameters)[:5] == leading
+    source = inspect.getsource(original)
+    assert "self.engine_client.generate(\n                engine_input," in source
 
 
 def test_what_carries_the_reports_still_fits():
