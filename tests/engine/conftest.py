@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engine import Engines, at_rest, forget
+from engine import Engines, at_rest, draw_prompts, forget
 from random_checkpoint import build
 from teacher import lesson
 
@@ -74,17 +74,14 @@ def async_llm(main):
     return main(async_scheduling=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def prompts():
-    generator = torch.Generator().manual_seed(1)
-
-    def draw(tokens):
-        return torch.randint(3, 500, (tokens,), generator=generator).tolist()
-
-    return draw
+    """The same prompts for a test whatever ran before it."""
+    return draw_prompts()
 
 
 @pytest.fixture(scope="session")
-def lessons(reference, prompts):
+def lessons(reference):
     """seed -> Lesson for prompts of 20, 70 and 150 tokens."""
-    return {n: lesson(reference, prompts(n), seed=n) for n in (20, 70, 150)}
+    draw = draw_prompts()
+    return {n: lesson(reference, draw(n), seed=n) for n in (20, 70, 150)}

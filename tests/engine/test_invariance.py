@@ -1,7 +1,7 @@
 """A request's text is its own: no neighbour, order, schedule or cache changes a token."""
 
 import pytest
-from engine import ask, chunked, forget, serve, squeezed, texts
+from engine import ask, chunked, draw_prompts, forget, serve, squeezed, texts
 
 pytestmark = pytest.mark.engine
 
@@ -16,9 +16,10 @@ LENGTHS = [5, 30, 100, 64, 41, 80, 33, 18]
 
 
 @pytest.fixture(scope="module")
-def asks(prompts):
+def asks():
+    draw = draw_prompts()
     return [
-        ask(prompts(length), max_tokens=45, seed=i, **kind)
+        ask(draw(length), max_tokens=45, seed=i, **kind)
         for i, (length, kind) in enumerate(zip(LENGTHS, KINDS, strict=True))
     ]
 

@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
-from engine import Forwards, ask, serve, texts
+from engine import Forwards, ask, draw_prompts, serve, texts
 from teacher import Teacher
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def prompt(prompts):
-    return prompts(30)
+def prompt():
+    return draw_prompts()(30)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,10 @@ def plain(say):
 
 
 def test_allowed_tokens(say):
-    assert set(say(allowed_token_ids=[5, 9, 400])) <= {5, 9, 400}
+    """A penalty has all of them used."""
+    text = say(allowed_token_ids=[5, 9, 400], frequency_penalty=2.0)
+    assert sorted(set(text)) == [5, 9, 400] and min(map(text.count, (5, 9, 400))) > 10
+    assert say(allowed_token_ids=[400]) == [400] * 70
 
 
 def test_bias(say, plain):

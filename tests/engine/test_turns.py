@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from engine import ask, forget, serve, texts
+from engine import ask, draw_prompts, forget, serve, texts
 from random_checkpoint import SPECIALS
 from teacher import Teacher, lesson
 
@@ -35,9 +35,10 @@ ENDINGS = [
 
 
 @pytest.fixture(scope="module")
-def turns(reference, prompts):
+def turns(reference):
     """Ending -> the lessons of turn 1 and turn 2."""
-    prompt, more = prompts(PROMPT), prompts(25)
+    draw = draw_prompts()
+    prompt, more = draw(PROMPT), draw(25)
 
     @functools.cache
     def make(ending):

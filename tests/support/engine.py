@@ -94,6 +94,14 @@ class Ask(NamedTuple):
     options: dict
 
 
+def draw_prompts(seed=1):
+    """Draws prompts of so many random tokens, the same ones in the same order every time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return lambda tokens: torch.randint(3, 500, (tokens,), generator=generator).tolist()
+
+
 def ask(prompt, *, ignore_eos=True, **options):
     return Ask(list(prompt), dict(options, ignore_eos=ignore_eos, detokenize=False))
 
