@@ -65,7 +65,7 @@ def check(
 def exact(x: Tensor, scores: Tensor, weights: Weights, config: Any, router: Router) -> Tensor:
     """x: [T, H]  scores: [T, E]  ->  [T, H] f32, one expert at a time"""
     share, ids = route(scores, config.top_k_experts, router.per_expert_scale)
-    out = torch.zeros(x.shape, device=x.device)
+    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     for expert in range(config.num_experts):
         rows, slot = torch.where(ids == expert)
         gate_up, down = weights(expert)

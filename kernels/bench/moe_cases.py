@@ -146,23 +146,14 @@ def vllm_triton(gate_up: Dense, down: Dense) -> Layer | None:
 
 def swept(weights: tuple[Experts, Experts]) -> Iterator[Moe]:
     """Tiles around the table's, at one canvas and at eight."""
-    few = [
-        (n, m, k, warps, stages)
-        for n in (16, 32)
-        for m, k, warps in ((128, 64, 4), (128, 128, 4), (256, 64, 4), (256, 64, 8), (256, 128, 8))
-        for stages in (3, 4)
-    ]
-    many = [(64, 256, 64, 8, 3), (64, 256, 64, 8, 4), (64, 128, 64, 4, 3)]
-    many += [
-        (128, m, 64, warps, stages)
-        for m, warps in ((128, 4), (256, 8), (128, 8))
-        for stages in (3, 4)
-    ]
+    few = [(n, 64, 4, stages) for n in (16, 32) for stages in (3, 4, 5, 6)]
+    few += [(32, 128, 4, stages) for stages in (3, 4)] + [(32, 64, 8, 4)]
+    many = [(n, 64, warps, stages) for n in (64, 128) for warps in (4, 8) for stages in (3, 4)]
     for tokens, tiles in ((256, few), (2048, many)):
         routed = inputs(tokens, 0.0)
-        for n, m, k, warps, stages in tiles:
+        for n, k, warps, stages in tiles:
             for tail in sorted({n, 32}) if n > 32 else (n,):
-                schedule = Schedule(m, k, warps, stages)
+                schedule = Schedule(k, warps, stages)
                 config = Config(n, tail, schedule, _config.fit(schedule, F))
                 yield timed(
                     f"{tokens} tokens, {n} {tail} {tuple(schedule)}",

@@ -93,7 +93,7 @@ def write(capability: int, cache: str):
 def experts(capability: int, fn, config: moe_config.Config, nvfp4: bool):
     """`gate_up` or `down` for hidden 2816 and width 704."""
     up = fn is moe.gate_up
-    schedule, blocks = (config.gate_up, 11) if up else (config.down, 22)
+    schedule = config.gate_up if up else config.down
     columns = 2816 if up else 704
     if nvfp4:
         schedule = moe_config.fit(schedule, columns)
@@ -105,10 +105,8 @@ def experts(capability: int, fn, config: moe_config.Config, nvfp4: bool):
     constants = {
         "BLOCK_N": config.block_n,
         "TAIL_N": config.tail_n,
-        "BLOCK_M": schedule.block_m,
         "BLOCK_K": schedule.block_k,
         "LANE": config.lane if nvfp4 else 0,
-        "HALF_K": moe_config.half_k(schedule, blocks, columns, nvfp4),
         "EVEN_K": columns % schedule.block_k == 0,
     } | ({"K": 8} if up else {})
     launch = {"num_warps": schedule.warps, "num_stages": schedule.stages}
@@ -130,7 +128,6 @@ def sort(capability: int, ids: int):
     scalars = divisible("n", "TILES", "T", "H", "stride_x", "stride_s")
     constants = {
         "E": 128,
-        "BINS": 256,
         "TILE": 32,
         "BLOCK": ids,
         "BLOCK_T": 4,

@@ -28,11 +28,11 @@ CASES = [
     Case(256, "one canvas"),
     Case(300, "skewed", zipf=2.0),
 ]
-BIG = (Schedule(256, 128, 4, 2), Schedule(256, 64, 4, 2))
+LONG = (Schedule(128, 4, 2), Schedule(64, 4, 2))
 CONFIGS = {
-    "half a tile left, steps of 128": Config(16, 16, *BIG),
-    "eight neighbours a lane": Config(16, 16, *BIG, lane=8),
-    "narrow tail": Config(32, 16, Schedule(128, 64, 4, 2), Schedule(128, 64, 4, 2)),
+    "steps of 128": Config(16, 16, *LONG),
+    "eight neighbours a lane": Config(16, 16, *LONG, lane=8),
+    "narrow tail": Config(32, 16, Schedule(64, 4, 2), Schedule(64, 4, 2)),
 }
 
 

@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 
 class Schedule(NamedTuple):
-    block_m: int  # rows of weights a program: a multiple of 128
-    block_k: int  # columns a step: 64 or 128
+    block_k: int  # columns of weights a step: 64 or 128
     warps: int
     stages: int
 
@@ -25,20 +24,18 @@ class Table(NamedTuple):
     config: Config
 
 
-STREAM, MULTIPLY = Schedule(256, 64, 4, 4), Schedule(256, 64, 8, 3)
 NVFP4 = (
-    Table(4, Config(16, 16, STREAM, STREAM)),
-    Table(24, Config(32, 32, STREAM, STREAM)),
-    Table(48, Config(64, 32, MULTIPLY, MULTIPLY)),
-    Table(float("inf"), Config(128, 32, MULTIPLY, MULTIPLY)),
+    Table(24, Config(32, 32, Schedule(64, 4, 5), Schedule(64, 4, 4))),
+    Table(48, Config(64, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),
+    Table(float("inf"), Config(128, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),
 )
 DENSE = (
-    Table(24, Config(32, 32, Schedule(128, 64, 4, 4), Schedule(128, 64, 4, 4))),
-    Table(48, Config(64, 32, Schedule(128, 64, 4, 4), Schedule(128, 64, 4, 4))),
-    Table(float("inf"), Config(128, 32, Schedule(128, 64, 8, 3), Schedule(128, 64, 8, 3))),
+    Table(24, Config(32, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),
+    Table(48, Config(64, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),
+    Table(float("inf"), Config(128, 32, Schedule(64, 8, 3), Schedule(64, 8, 3))),
 )
 # Without asynchronous products Triton gives a lane eight neighbours.
-SMALL = Schedule(128, 64, 4, 3)
+SMALL = Schedule(64, 4, 3)
 OLDER = (
     Table(24, Config(32, 32, SMALL, SMALL, 8)),
     Table(float("inf"), Config(64, 32, SMALL, SMALL, 8)),
@@ -69,14 +66,3 @@ def choose(
 def fit(schedule: Schedule, columns: int) -> Schedule:
     """A step never passes the end of the padded columns."""
     return schedule if columns % schedule.block_k == 0 else schedule._replace(block_k=64)
-
-
-def half_k(schedule: Schedule, row_blocks: int, columns: int, nvfp4: bool) -> int:
-    """Columns a step of the last tile where it has half of block_m, 0 where none has.
-
-    256 threads copy no fewer than 1,024 bytes of scales asynchronously, four each.
-    """
-    if row_blocks % (schedule.block_m // 128) == 0:
-        return 0
-    double = nvfp4 and schedule.warps == 8 and columns % (2 * schedule.block_k) == 0
-    return schedule.block_k * (2 if double else 1)

@@ -3,165 +3,81 @@ import triton.language as tl
 
 from diffusiongemma_kernels.moe_decode._kernel import decode, gated
 
+ROWS = tl.constexpr(128)  # of weights a program: 64 of the gate and 64 of up, or 128 of down
+
 
 @triton.jit
-def nvfp4_product(
-    x_ptrs,  # [N, KB * 64] rows of activations
-    live,  # [N]
-    codes_ptr,  # of an expert: [rows / 64, blocks, 4, 32, 8] i16
-    scales_ptr,  # of an expert: [rows / 128, blocks, 4, 32, 2, 2] u8
-    first,  # of the rows of weights, in blocks of 128
-    blocks,  # of 64 columns
-    N: tl.constexpr,
-    U: tl.constexpr,
-    KB: tl.constexpr,
-    LANE: tl.constexpr,
-):
-    """Weights of U * 16 rows times N rows of activations.  [U * 16, N] f32"""
-    BLOCKS_M: tl.constexpr = U // 8
-    unit = tl.arange(0, U)[:, None, None, None]
-    kb = tl.arange(0, KB)[None, :, None, None]
+def nvfp4_step(acc, x_ptrs, live, codes_ptr, scales_ptr, KB: tl.constexpr, LANE: tl.constexpr):
+    """acc [ROWS, N] plus KB * 64 columns of weights, which lie in one piece, times x."""
+    x = tl.load(x_ptrs, mask=live[:, None], other=0.0)
+    unit = tl.arange(0, 8)[:, None, None, None]
+    block = tl.arange(0, KB)[None, :, None, None]
     lane = tl.arange(0, 32)[None, None, :, None]
     half = tl.arange(0, 8)[None, None, None, :]
-    code = ((unit // 4) * blocks + kb) * 1024 + (unit % 4) * 256 + lane * 8 + half
-    codes_ptr += first.to(tl.int64) * blocks * 2048
-
-    m = tl.arange(0, BLOCKS_M)[:, None, None, None, None]
-    sb = tl.arange(0, KB)[None, :, None, None, None]
-    su = tl.arange(0, 4)[None, None, :, None, None]
-    sl = tl.arange(0, 32)[None, None, None, :, None]
-    scale = (m * blocks + sb) * 512 + su * 128 + sl * 4 + tl.arange(0, 4)
-    scales_ptr += first.to(tl.int64) * blocks * 512
-
-    acc = tl.zeros([U * 16, N], tl.float32)
-    for _ in range(0, blocks, KB):
-        x = tl.load(x_ptrs, mask=live[:, None], other=0.0)
-        codes = tl.load(codes_ptr + code)
-        s = tl.load(scales_ptr + scale).reshape(BLOCKS_M, KB, 4, 32, 2, 2)
-        s = s.permute(0, 4, 2, 1, 3, 5).reshape(U, KB, 32, 2)  # half of a block before the unit
-        w = decode(codes, s, U, KB, LANE, x_ptrs.dtype.element_ty)
-        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
-        x_ptrs += KB * 64
-        codes_ptr += KB * 1024
-        scales_ptr += KB * 512
-    return acc
+    codes = tl.load(codes_ptr + block * 2048 + unit * 256 + lane * 8 + half)
+    block = tl.arange(0, KB)[:, None, None, None]
+    unit = tl.arange(0, 4)[None, :, None, None]
+    lane = tl.arange(0, 32)[None, None, :, None]
+    scales = tl.load(
+        scales_ptr + block * 512 + unit * 128 + lane * 4 + tl.arange(0, 4)[None, None, None, :]
+    )
+    # half of the rows before the unit
+    scales = scales.reshape(KB, 4, 32, 2, 2).permute(3, 1, 0, 2, 4).reshape(8, KB, 32, 2)
+    w = decode(codes, scales, 8, KB, LANE, x_ptrs.dtype.element_ty)
+    return tl.dot(w, tl.trans(x), acc, input_precision="ieee")
 
 
 @triton.jit
-def dense_product(
-    x_ptrs,  # [N, BLOCK_K]
-    live,  # [N]
-    w_ptrs,  # [M, BLOCK_K]
-    inside,  # [M]
-    columns,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-):
-    """Dense weights of M rows times N rows of activations.  [M, N] f32"""
+def dense_step(acc, x_ptrs, live, w_ptrs, inside, left, BLOCK_K: tl.constexpr, EVEN: tl.constexpr):
+    """acc [ROWS, N] plus BLOCK_K columns of weights, `left` of which are there, times x."""
     k = tl.arange(0, BLOCK_K)[None, :]
-    acc = tl.zeros([M, N], tl.float32)
-    for start in range(0, columns, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_ptrs, mask=live[:, None], other=0.0)
-            w = tl.load(w_ptrs, mask=inside[:, None], other=0.0)
-        else:
-            x = tl.load(x_ptrs, mask=live[:, None] & (start + k < columns), other=0.0)
-            w = tl.load(w_ptrs, mask=inside[:, None] & (start + k < columns), other=0.0)
-        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
-        x_ptrs += BLOCK_K
-        w_ptrs += BLOCK_K
-    return acc
+    if EVEN:
+        x = tl.load(x_ptrs, mask=live[:, None], other=0.0)
+        w = tl.load(w_ptrs, mask=inside[:, None], other=0.0)
+    else:
+        x = tl.load(x_ptrs, mask=live[:, None] & (k < left), other=0.0)
+        w = tl.load(w_ptrs, mask=inside[:, None] & (k < left), other=0.0)
+    return tl.dot(w, tl.trans(x), acc, input_precision="ieee")
 
 
 @triton.jit
 def gate_up_tile(
-    x_ptr,
-    w_ptr,
-    scales_ptr,
-    global_ptr,
-    rows_ptr,
-    h_ptr,
-    expert,
-    start,
-    count,
-    first,
-    columns,
-    F,
-    stride_x,
-    stride_h,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LANE: tl.constexpr,
+    x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr,
+    expert, start, count, block, columns, F, stride_x, stride_h,
+    K: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr, LANE: tl.constexpr,
     EVEN_K: tl.constexpr,
-):
-    """h[start + n] = gelu(gate . x) * (up . x) for M / 2 columns of h and N rows."""
+):  # fmt: skip
+    """h[start + n, f] = gelu(gate . x) * (up . x) for n < N and the 64 f of `block`."""
     n = tl.arange(0, N)
     live = n < count
     token = tl.load(rows_ptr + start + n, mask=live, other=0) // K
     x_ptrs = x_ptr + token[:, None].to(tl.int64) * stride_x + tl.arange(0, BLOCK_K)[None, :]
-    # Rows come as blocks of 64 for the gate and 64 of the same columns of h for up.
+    acc = tl.zeros([ROWS, N], tl.float32)
     if LANE > 0:
-        per_expert = tl.cdiv(F, 64) * columns  # in sixteenths of a row of 128
-        product = nvfp4_product(
-            x_ptrs, live, w_ptr + expert * per_expert * 32, scales_ptr + expert * per_expert * 8,
-            first, columns // 64, N, M // 16, BLOCK_K // 64, LANE,
-        )  # fmt: skip
-        product *= tl.load(global_ptr + expert) * 256.0
+        at = (expert * tl.cdiv(F, 64) + block) * columns  # in sixteenths of ROWS rows
+        w_ptr += at * 32
+        scales_ptr += at * 8
+        for _ in range(0, columns, BLOCK_K):
+            acc = nvfp4_step(acc, x_ptrs, live, w_ptr, scales_ptr, BLOCK_K // 64, LANE)
+            x_ptrs += BLOCK_K
+            w_ptr += BLOCK_K * 32
+            scales_ptr += BLOCK_K * 8
+        acc *= tl.load(global_ptr + expert) * 256.0
     else:
-        m = tl.arange(0, M)
-        f = (first + m // 128) * 64 + m % 64
-        row = f + (m // 64 % 2) * F  # [M]
-        w_ptrs = w_ptr + (expert * 2 * F + row)[:, None] * columns + tl.arange(0, BLOCK_K)[None, :]
-        product = dense_product(x_ptrs, live, w_ptrs, f < F, columns, M, N, BLOCK_K, EVEN_K)
-    h = gated(product, M, N)  # [M / 2, N]
-    f = first * 64 + tl.arange(0, M // 2)
-    ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + f[None, :]
-    mask = live[:, None] & (f < stride_h)[None, :]
-    h = tl.trans(h).to(h_ptr.dtype.element_ty)  # [N, M / 2]
+        m = tl.arange(0, ROWS)
+        f = block * 64 + m % 64
+        row = expert * 2 * F + f + (m // 64) * F
+        w_ptrs = w_ptr + row[:, None] * columns + tl.arange(0, BLOCK_K)[None, :]
+        for at in range(0, columns, BLOCK_K):
+            acc = dense_step(acc, x_ptrs, live, w_ptrs, f < F, columns - at, BLOCK_K, EVEN_K)
+            x_ptrs += BLOCK_K
+            w_ptrs += BLOCK_K
+    h = tl.trans(gated(acc, ROWS, N)).to(h_ptr.dtype.element_ty)  # [N, 64]
     if LANE > 0:  # `moe_sort`'s order, in which `down` reads it
-        h = h.reshape(N, M // 128, 4, 16 // LANE, LANE).permute(0, 1, 3, 2, 4).reshape(N, M // 2)
-    tl.store(ptrs, h, mask=mask)
-
-
-@triton.jit
-def gate_up_rows(
-    x_ptr,
-    w_ptr,
-    scales_ptr,
-    global_ptr,
-    rows_ptr,
-    h_ptr,
-    expert,
-    start,
-    count,
-    columns,
-    F,
-    stride_x,
-    stride_h,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LANE: tl.constexpr,
-    HALF_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-):
-    """A whole tile, or the half that is left of an odd number of blocks."""
-    first = tl.program_id(0) * (BLOCK_M // 128)
-    if HALF_K > 0 and (first + 1) * 64 >= F:
-        gate_up_tile(
-            x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, first,
-            columns, F, stride_x, stride_h, K, N, BLOCK_M // 2, HALF_K, LANE, EVEN_K,
-        )  # fmt: skip
-    else:
-        gate_up_tile(
-            x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, first,
-            columns, F, stride_x, stride_h, K, N, BLOCK_M, BLOCK_K, LANE, EVEN_K,
-        )  # fmt: skip
+        h = h.reshape(N, 4, 16 // LANE, LANE).permute(0, 2, 1, 3).reshape(N, 64)
+    f = block * 64 + tl.arange(0, 64)
+    h_ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + f[None, :]
+    tl.store(h_ptrs, h, mask=live[:, None])
 
 
 @triton.jit
@@ -181,107 +97,61 @@ def gate_up(
     K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     LANE: tl.constexpr,
-    HALF_K: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    i = tl.program_id(1)
+    block, i = tl.program_id(0), tl.program_id(1)
     expert = tl.load(tiles_ptr + i).to(tl.int64)
     start = tl.load(tiles_ptr + TILES + i)
     count = tl.load(tiles_ptr + 2 * TILES + i)
     if count == 0:
         return
     if TAIL_N < BLOCK_N and count <= TAIL_N:
-        gate_up_rows(
-            x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, columns,
-            F, stride_x, stride_h, K, TAIL_N, BLOCK_M, BLOCK_K, LANE, HALF_K, EVEN_K,
+        gate_up_tile(
+            x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, block,
+            columns, F, stride_x, stride_h, K, TAIL_N, BLOCK_K, LANE, EVEN_K,
         )  # fmt: skip
     else:
-        gate_up_rows(
-            x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, columns,
-            F, stride_x, stride_h, K, BLOCK_N, BLOCK_M, BLOCK_K, LANE, HALF_K, EVEN_K,
+        gate_up_tile(
+            x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, block,
+            columns, F, stride_x, stride_h, K, BLOCK_N, BLOCK_K, LANE, EVEN_K,
         )  # fmt: skip
 
 
 @triton.jit
 def down_tile(
-    h_ptr,
-    w_ptr,
-    scales_ptr,
-    global_ptr,
-    rows_ptr,
-    weight_ptr,
-    slots_ptr,
-    expert,
-    start,
-    count,
-    first,
-    columns,
-    H,
-    stride_h,
-    N: tl.constexpr,
-    M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LANE: tl.constexpr,
-    EVEN_K: tl.constexpr,
-):
-    """slots[row] = weight[row] * (down . h) for M columns of it and N rows."""
+    h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr,
+    expert, start, count, block, columns, H, stride_h,
+    N: tl.constexpr, BLOCK_K: tl.constexpr, LANE: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """slots[row, m] = weight[row] * (down . h) for N rows and the 128 m of `block`."""
     n = tl.arange(0, N)
     live = n < count
     row = tl.load(rows_ptr + start + n, mask=live, other=0)
     x_ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + tl.arange(0, BLOCK_K)[None, :]
     weight = tl.load(weight_ptr + row, mask=live, other=0.0)
-    m = first * 128 + tl.arange(0, M)
+    m = block * 128 + tl.arange(0, ROWS)
+    acc = tl.zeros([ROWS, N], tl.float32)
     if LANE > 0:
-        per_expert = tl.cdiv(H, 128) * columns
-        product = nvfp4_product(
-            x_ptrs, live, w_ptr + expert * per_expert * 32, scales_ptr + expert * per_expert * 8,
-            first, columns // 64, N, M // 16, BLOCK_K // 64, LANE,
-        )  # fmt: skip
+        at = (expert * tl.cdiv(H, 128) + block) * columns
+        w_ptr += at * 32
+        scales_ptr += at * 8
+        for _ in range(0, columns, BLOCK_K):
+            acc = nvfp4_step(acc, x_ptrs, live, w_ptr, scales_ptr, BLOCK_K // 64, LANE)
+            x_ptrs += BLOCK_K
+            w_ptr += BLOCK_K * 32
+            scales_ptr += BLOCK_K * 8
         weight *= tl.load(global_ptr + expert) * 256.0
     else:
         w_ptrs = w_ptr + (expert * H + m)[:, None] * columns + tl.arange(0, BLOCK_K)[None, :]
-        product = dense_product(x_ptrs, live, w_ptrs, m < H, columns, M, N, BLOCK_K, EVEN_K)
-    y = (product * weight[None, :]).to(slots_ptr.dtype.element_ty)
-    ptrs = slots_ptr + row[:, None].to(tl.int64) * H + m[None, :]
-    tl.store(ptrs, tl.trans(y), mask=live[:, None] & (m < H)[None, :])
-
-
-@triton.jit
-def down_rows(
-    h_ptr,
-    w_ptr,
-    scales_ptr,
-    global_ptr,
-    rows_ptr,
-    weight_ptr,
-    slots_ptr,
-    expert,
-    start,
-    count,
-    columns,
-    H,
-    stride_h,
-    N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LANE: tl.constexpr,
-    HALF_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-):
-    first = tl.program_id(0) * (BLOCK_M // 128)
-    if HALF_K > 0 and (first + 1) * 128 >= H:
-        down_tile(
-            h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, first, columns, H, stride_h, N, BLOCK_M // 2, HALF_K, LANE, EVEN_K,
-        )  # fmt: skip
-    else:
-        down_tile(
-            h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, first, columns, H, stride_h, N, BLOCK_M, BLOCK_K, LANE, EVEN_K,
-        )  # fmt: skip
+        for at in range(0, columns, BLOCK_K):
+            acc = dense_step(acc, x_ptrs, live, w_ptrs, m < H, columns - at, BLOCK_K, EVEN_K)
+            x_ptrs += BLOCK_K
+            w_ptrs += BLOCK_K
+    y = tl.trans((acc * weight[None, :]).to(slots_ptr.dtype.element_ty))
+    slots_ptrs = slots_ptr + row[:, None].to(tl.int64) * H + m[None, :]
+    tl.store(slots_ptrs, y, mask=live[:, None] & (m < H)[None, :])
 
 
 @triton.jit
@@ -300,27 +170,25 @@ def down(
     stride_h,
     BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     LANE: tl.constexpr,
-    HALF_K: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
-    i = tl.program_id(1)
+    block, i = tl.program_id(0), tl.program_id(1)
     expert = tl.load(tiles_ptr + i).to(tl.int64)
     start = tl.load(tiles_ptr + TILES + i)
     count = tl.load(tiles_ptr + 2 * TILES + i)
     if count == 0:
         return
     if TAIL_N < BLOCK_N and count <= TAIL_N:
-        down_rows(
+        down_tile(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, columns, H, stride_h, TAIL_N, BLOCK_M, BLOCK_K, LANE, HALF_K, EVEN_K,
+            count, block, columns, H, stride_h, TAIL_N, BLOCK_K, LANE, EVEN_K,
         )  # fmt: skip
     else:
-        down_rows(
+        down_tile(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, columns, H, stride_h, BLOCK_N, BLOCK_M, BLOCK_K, LANE, HALF_K, EVEN_K,
+            count, block, columns, H, stride_h, BLOCK_N, BLOCK_K, LANE, EVEN_K,
         )  # fmt: skip
 
 

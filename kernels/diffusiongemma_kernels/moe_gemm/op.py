@@ -76,8 +76,8 @@ def launch_gate_up(ordered: Sorted, weights: Experts, K: int, cfg: Config) -> Te
     F, x = weights.rows // 2, ordered.x
     h = x.new_empty(len(ordered.rows), -(-F // 64) * 64)
     columns = x.shape[1]
-    plan = _plan(weights, cfg, cfg.gate_up, -(-F // 64), columns)
-    grid = (-(-F // (cfg.gate_up.block_m // 2)), ordered.tiles.shape[1])
+    plan = _plan(weights, cfg, cfg.gate_up, columns)
+    grid = (-(-F // 64), ordered.tiles.shape[1])
     _kernel.gate_up[grid](
         x,
         *_tensors(weights),
@@ -104,8 +104,8 @@ def launch_down(
     H = weights.rows
     slots = h.new_empty(len(ordered.rows), H)
     columns = h.shape[1] if isinstance(weights, Nvfp4) else weights.columns
-    plan = _plan(weights, cfg, cfg.down, -(-H // 128), columns)
-    grid = (-(-H // cfg.down.block_m), ordered.tiles.shape[1])
+    plan = _plan(weights, cfg, cfg.down, columns)
+    grid = (-(-H // 128), ordered.tiles.shape[1])
     _kernel.down[grid](
         h,
         *_tensors(weights),
@@ -124,16 +124,14 @@ def launch_down(
     return slots
 
 
-def _plan(weights: Experts, cfg: Config, schedule: Schedule, row_blocks: int, columns: int) -> dict:
+def _plan(weights: Experts, cfg: Config, schedule: Schedule, columns: int) -> dict:
     """The launch arguments that a schedule and a shape decide."""
     nvfp4 = isinstance(weights, Nvfp4)
     if nvfp4:
         schedule = _config.fit(schedule, columns)
     return {
-        "BLOCK_M": schedule.block_m,
         "BLOCK_K": schedule.block_k,
         "LANE": cfg.lane if nvfp4 else 0,
-        "HALF_K": _config.half_k(schedule, row_blocks, columns, nvfp4),
         "EVEN_K": columns % schedule.block_k == 0,
         "num_warps": schedule.warps,
         "num_stages": schedule.stages,

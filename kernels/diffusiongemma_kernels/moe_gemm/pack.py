@@ -54,7 +54,7 @@ def pack(codes: Tensor, scales: Tensor, global_scale: Tensor, *, gate_up: bool) 
         raise ValueError("a block scale is negative or NaN")
     blocks = (len(rows) // 128, -(-C // 64))
     device = codes.device
-    packed = torch.empty(E, 2 * blocks[0], blocks[1], 4, 32, 8, dtype=torch.int16, device=device)
+    packed = torch.empty(E, *blocks, 8, 32, 8, dtype=torch.int16, device=device)
     packed_scales = torch.empty(E, *blocks, 4, 32, 2, 2, dtype=torch.uint8, device=device)
     for e in range(E):  # one expert at a time bounds the memory
         empty = bits[e] == 0  # a scale of zero: codes of zero times one
@@ -74,11 +74,11 @@ def unpack(weights: Nvfp4, *, gate_up: bool) -> tuple[Tensor, Tensor, Tensor]:
     inverse = torch.empty(R, dtype=torch.int64, device=order.device)
     inverse[order[order >= 0]] = (order >= 0).nonzero()[:, 0]
 
-    halves = weights.codes.view(E, row_blocks, 2, blocks, 4, 8, 4, 2, 2, 2).int()
+    halves = weights.codes.view(E, row_blocks, blocks, 8, 8, 4, 2, 2, 2).int()
     numbers = torch.stack(
         [((halves >> MAGNITUDE[j]) & 7) | ((halves >> SIGN[j]) & 1) << 3 for j in range(4)], -1
-    )  # [e, m, half, k, u, g, q, r, h, b, j]
-    nibbles = numbers.permute(0, 1, 2, 4, 7, 5, 3, 6, 10, 8, 9)
+    )  # [e, m, k, u, g, q, r, h, b, j]
+    nibbles = numbers.permute(0, 1, 3, 6, 4, 2, 5, 9, 7, 8)
     nibbles = nibbles.reshape(E, row_blocks * 128, blocks * 64)[:, inverse, :C].to(torch.uint8)
     codes = nibbles[..., ::2] | nibbles[..., 1::2] << 4
 
@@ -106,10 +106,10 @@ def _padded(matrix: Tensor, rows: Tensor, columns: int) -> Tensor:
 
 
 def _pack_codes(nibbles: Tensor) -> Tensor:
-    """[R, C] u8 -> [R / 64, C / 64, 4, 32, 8] i16"""
+    """[R, C] u8 -> [R / 128, C / 64, 8, 32, 8] i16"""
     R, C = nibbles.shape
-    split = nibbles.view(R // 64, 4, 2, 8, C // 64, 4, 4, 2, 2)  # m, u, r, g, k, q, j, h, b
-    numbers = split.permute(6, 0, 4, 1, 3, 5, 2, 7, 8).reshape(4, R // 64, C // 64, 4, 32, 8).int()
+    split = nibbles.view(R // 128, 8, 2, 8, C // 64, 4, 4, 2, 2)  # m, u, r, g, k, q, j, h, b
+    numbers = split.permute(6, 0, 4, 1, 3, 5, 2, 7, 8).reshape(4, R // 128, C // 64, 8, 32, 8).int()
     half = torch.zeros_like(numbers[0])
     for j, number in enumerate(numbers):
         half |= (number & 7) << MAGNITUDE[j] | (number >> 3) << SIGN[j]

@@ -6,7 +6,7 @@ from torch import Tensor
 class Nvfp4(NamedTuple):
     """One GEMM's expert weights in the order in which the kernel reads them; see `pack`."""
 
-    codes: Tensor  # [E, rows / 64, columns / 64, 4, 32, 8] i16, four e2m1 numbers each
+    codes: Tensor  # [E, rows / 128, columns / 64, 8, 32, 8] i16, four e2m1 numbers each
     scales: Tensor  # [E, rows / 128, columns / 64, 4, 32, 2, 2] u8, five exponent bits, three more
     global_scale: Tensor  # [E] f32
     rows: int  # before padding: 2 F or H

@@ -43,7 +43,6 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
             x.stride(0),
             stored.stride(0),
             E=experts,
-            BINS=triton.next_power_of_2(experts + 1),
             TILE=block,
             BLOCK=block_ids,
             BLOCK_T=ROWS,

@@ -18,22 +18,22 @@ def store_columns(x: Tensor, lane: int) -> Tensor:
 
 
 def max_tiles(rows: int, experts: int, block: int) -> int:
-    return rows // block + min(rows, experts)
+    return rows // block + experts if rows else 0
 
 
 def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int) -> Sorted:
     flat = topk_ids.flatten()
-    rows, tiles = [], []
-    start = 0
+    rows: list[int] = []
+    tiles = torch.zeros(3, max_tiles(flat.numel(), experts, block), dtype=torch.int32)
     for e in range(experts):
         mine = (flat == e).nonzero()[:, 0].tolist()
-        tiles += [(e, start + i, min(block, len(mine) - i)) for i in range(0, len(mine), block)]
-        start += len(mine)
+        first = len(rows) // block + e
+        for i in range(0, len(mine), block):
+            tile = torch.tensor([e, len(rows) + i, min(block, len(mine) - i)])
+            tiles[:, first + i // block] = tile
         rows += mine
-    spare = max_tiles(flat.numel(), experts, block) - len(tiles)
-    table = torch.tensor(tiles + [(0, 0, 0)] * spare, dtype=torch.int32).reshape(-1, 3)
     return Sorted(
         torch.tensor(rows, dtype=torch.int32, device=x.device),
-        table.T.contiguous().to(x.device),
+        tiles.to(x.device),
         store_columns(x, lane) if lane else x,
     )
