@@ -243,6 +243,42 @@ def check_early(
     return checked
 
 
+def check_adapters() -> None:
+    """Look at a LoRA adapter before a request takes it into the engine, which a bad one would end.
+
+    Removal: when vLLM fails the request alone, and lets a model place an adapter's weights.
+    """
+    from vllm.lora.worker_manager import WorkerLoRAManager
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    def make_validate(original: Any) -> Any:
+        def _validate_lora(self: Any, lora_request: Any) -> None:
+            original(self, lora_request)
+            if lora_request is not None and ours(self.model_config):
+                from diffusiongemma_vllm.runner.admission import check_adapter
+
+                check_adapter(lora_request, self.vllm_config)
+
+        return _validate_lora
+
+    def make_load(original: Any) -> Any:
+        def _load_adapter(self: Any, lora_request: Any) -> Any:
+            model = self._adapter_manager.model
+            if type(model).__name__ != ARCHITECTURE:
+                return original(self, lora_request)
+            from diffusiongemma_vllm.runner import adapters
+
+            adapters.check(lora_request, self.lora_config, model.text_config)
+            adapter = original(self, lora_request)
+            adapters.share_keys(adapter, model.text_config)
+            return adapter
+
+        return _load_adapter
+
+    patch(InputProcessor, "_validate_lora", make_validate)
+    patch(WorkerLoRAManager, "_load_adapter", make_load)
+
+
 def refuse_streams_early() -> None:
     """Check a request before the server has sent a stream's 200, not at the first token.
 

@@ -24,6 +24,7 @@ def register() -> None:
     compat.override_config_hook()
     compat.record_engine_args()
     compat.admit_requests()
+    compat.check_adapters()
     compat.refuse_streams_early()
     compat.compile_by_back_end()
     compat.watch_frontends()

@@ -11,8 +11,7 @@ from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLine
 
 from diffusiongemma_vllm.model.backend import CanvasAttentionBackend
 from diffusiongemma_vllm.model.rope import rotate
-
-GLOBAL = "full_attention"
+from diffusiongemma_vllm.model.weights import GLOBAL
 
 
 class LayerAttention(nn.Module):

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from diffusiongemma_vllm.model.attention import GLOBAL
 from diffusiongemma_vllm.model.experts import Nvfp4Experts
 from diffusiongemma_vllm.model.moe import TorchExperts
-from diffusiongemma_vllm.model.weights import Shard, Target, source, target
+from diffusiongemma_vllm.model.weights import Shard, Target, shared_kv, source, target
 
 SHOWN = 8
 
@@ -30,7 +29,7 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
         ValueError: naming each tensor, with its shape, that has no place, has another shape than
             its place, or is missing.
     """
-    shared_kv = frozenset(i for i, kind in enumerate(config.layer_types) if kind == GLOBAL)
+    shared = shared_kv(config)
     places = dict(model.named_parameters()) | dict(model.named_buffers())
     modules = dict(model.named_modules())
     experts = {name: x.places() for name, x in modules.items() if isinstance(x, OurExperts)}
@@ -38,7 +37,7 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
     unknown, wrong = [], []
     filled: set[Key] = set()
     for name, tensor in weights:
-        place = target(name, shared_kv)
+        place = target(name, shared)
         done: set[Key] = set()
         try:
             if place is None:
@@ -57,7 +56,7 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
             unknown.append(f"{name} {tuple(tensor.shape)}")
         filled |= done
     missing = {
-        f"{source(*key, shared_kv)} {shape}" for key, shape in expected.items() if key not in filled
+        f"{source(*key, shared)} {shape}" for key, shape in expected.items() if key not in filled
     }
     _complain("does not fit config.json", wrong)
     _complain("has no place in this architecture", unknown)
@@ -70,7 +69,7 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
         )
     for name, module in modules.items():
         if isinstance(module, Nvfp4Experts):
-            module.check(source(name, None, shared_kv))
+            module.check(source(name, None, shared))
     held = {name for name in places if name.rpartition(".")[0] in experts}
     return {name for name, _ in filled if name in places} | held
 

@@ -29,18 +29,17 @@ class GatedMLP(nn.Module):
         return self.down_proj(self.act(self.gate_up_proj(x)))
 
 
-class SelfConditioning(nn.Module):
+class SelfConditioning(GatedMLP):
     """norm(x + mlp(norm(soft))): mixes the last step's belief into the canvas embeddings.
 
     Source: transformers' ``DiffusionGemmaSelfConditioning``.  Never quantised.
     """
 
     def __init__(self, config: Any, prefix: str) -> None:
-        super().__init__()
+        super().__init__(config, None, prefix)
         self.pre_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, has_weight=False)
-        self.mlp = GatedMLP(config, None, prefix)
 
-    def forward(self, x: Tensor, soft: Tensor) -> Tensor:
+    def forward(self, x: Tensor, soft: Tensor) -> Tensor:  # type: ignore[override]
         """x: [T, H] canvas embeddings  soft: [T, H], zero at a canvas's first step  ->  [T, H]"""
-        return self.post_norm(x + self.mlp(self.pre_norm(soft)))
+        return self.post_norm(x + super().forward(self.pre_norm(soft)))

@@ -8,6 +8,7 @@ tiles of TILE rows, the last one padded, makes every row's result its own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,13 @@ from torch import Tensor
 TILE = 256
 
 Result = TypeVar("Result", Tensor, tuple[Tensor, ...])
+
+_FIRST: ContextVar[int] = ContextVar("first", default=0)
+
+
+def first_row() -> int:
+    """Inside a ``rowwise`` function: which of all rows its first one is."""
+    return _FIRST.get()
 
 
 def rowwise(function: Callable[..., Result], *rows: Tensor | None) -> Result:
@@ -27,7 +35,11 @@ def rowwise(function: Callable[..., Result], *rows: Tensor | None) -> Result:
     parts = []
     for start in range(0, total, TILE):
         piece = [None if x is None else _padded(x[start : start + TILE]) for x in rows]
-        parts.append(function(*piece))
+        token = _FIRST.set(start)
+        try:
+            parts.append(function(*piece))
+        finally:
+            _FIRST.reset(token)
     if isinstance(parts[0], Tensor):
         return torch.cat(parts)[:total]
     return tuple(torch.cat(column)[:total] for column in zip(*parts, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 Shard = str | int | None
 
@@ -11,12 +12,16 @@ LAYER = re.compile(r"model\.decoder\.layers\.(\d+)\.(.+)")
 ENCODER_SCALAR = re.compile(r"model\.encoder\.language_model\.layers\.(\d+)\.layer_scalar")
 SELF_CONDITIONING = re.compile(r"model\.decoder\.self_conditioning\.(\w+)\.(\w+)")
 ATTENTION = re.compile(r"self_attn\.([qkv])_proj\.(.+)")
-MLP = re.compile(r"mlp\.(gate|up)_proj\.(.+)")
+GATED = re.compile(r"(gate|up)_proj\.(.+)")
 VISION = {
     "model.encoder.vision_tower.": "vision.tower.",
     "model.encoder.embed_vision.": "vision.projector.",
 }
 GATE_UP = {"gate": 0, "up": 1}
+PACKED = {
+    "qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"],
+}
+GLOBAL = "full_attention"
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,11 @@ class Target:
     expert: str | None = None
 
 
+def shared_kv(config: Any) -> frozenset[int]:
+    """The layers of a text config whose value is their key projection."""
+    return frozenset(i for i, kind in enumerate(config.layer_types) if kind == GLOBAL)
+
+
 def target(name: str, shared_kv: frozenset[int]) -> Target | None:
     """Where ``name`` of a checkpoint belongs; None for a name that the architecture does not have.
 
@@ -45,19 +55,17 @@ def target(name: str, shared_kv: frozenset[int]) -> Target | None:
     if match := ENCODER_SCALAR.fullmatch(name):
         return Target(f"model.layers.{match[1]}.encoder_scalar")
     if match := SELF_CONDITIONING.fullmatch(name):
-        return _self_conditioning(match[1], match[2])
+        return _gated("model.self_conditioning", f"{match[1]}.{match[2]}")
     if match := LAYER.fullmatch(name):
         return _layer(int(match[1]), match[2], shared_kv)
     return None
 
 
-def _self_conditioning(module: str, leaf: str) -> Target:
-    root = "model.self_conditioning"
-    if module == "pre_norm":
-        return Target(f"{root}.pre_norm.{leaf}")
-    if module in ("gate_proj", "up_proj"):
-        return Target(f"{root}.mlp.gate_up_proj.{leaf}", (GATE_UP[module.removesuffix("_proj")],))
-    return Target(f"{root}.mlp.{module}.{leaf}")
+def _gated(root: str, rest: str) -> Target:
+    """A gated MLP, whose gate and up projections are stacked."""
+    if match := GATED.fullmatch(rest):
+        return Target(f"{root}.gate_up_proj.{match[2]}", (GATE_UP[match[1]],))
+    return Target(f"{root}.{rest}")
 
 
 def _layer(index: int, rest: str, shared_kv: frozenset[int]) -> Target | None:
@@ -75,8 +83,8 @@ def _layer(index: int, rest: str, shared_kv: frozenset[int]) -> Target | None:
                 return None
             shards = ("k", "v") if match[1] == "k" else shards
         return Target(f"{root}.self_attn.qkv_proj.{match[2]}", shards)
-    if match := MLP.fullmatch(rest):
-        return Target(f"{root}.mlp.gate_up_proj.{match[2]}", (GATE_UP[match[1]],))
+    if rest.startswith("mlp."):
+        return _gated(f"{root}.mlp", rest.removeprefix("mlp."))
     return Target(f"{root}.{rest}")
 
 
@@ -90,8 +98,6 @@ def source(parameter: str, shard: Shard, shared_kv: frozenset[int]) -> str:
         layer = name.removesuffix(".encoder_scalar").removeprefix("model.decoder.")
         return f"model.encoder.language_model.{layer}.layer_scalar"
     name = name.replace(".decoder_scalar", ".layer_scalar")
-    if name.startswith("model.decoder.self_conditioning."):
-        name = name.replace(".mlp.", ".")
     if shard is None:
         return name
     if "gate_up_proj" in name:

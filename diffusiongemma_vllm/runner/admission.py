@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.knobs import PREFIX, canvas_options
+from diffusiongemma_vllm.runner import adapters
 
 CAUSAL = (
     "the model writes a canvas at a time and was never trained to predict the next token of a "
@@ -108,6 +109,15 @@ def check_tokens(params: Any) -> None:
             "the end of the text; allow at least one more token",
             parameter="allowed_token_ids",
         )
+
+
+def check_adapter(lora_request: Any, vllm_config: Any) -> None:
+    """Raises VLLMValidationError for a LoRA adapter that the engine could not load."""
+    config = vllm_config.model_config.hf_text_config
+    try:
+        adapters.check(lora_request, vllm_config.lora_config, config)
+    except (ValueError, OSError) as error:
+        raise VLLMValidationError(str(error), parameter="lora_request") from None
 
 
 def refuse_beams() -> None:

@@ -7,11 +7,14 @@ from typing import Any
 from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
 from vllm.logger import init_logger
+from vllm.lora.utils import is_in_target_modules
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from diffusiongemma_vllm import checkpoint, compat
 from diffusiongemma_vllm.config import denoise_config
+from diffusiongemma_vllm.model.weights import PACKED
+from diffusiongemma_vllm.runner.adapters import adaptable, layer_of
 
 logger = init_logger("vllm.diffusiongemma")
 
@@ -43,6 +46,7 @@ class DiffusionGemmaConfig:
         _attention(vllm_config)
         _budget(vllm_config, asked, canvas)
         _graphs(vllm_config, asked, canvas)
+        _adapters(vllm_config)
         if "prefix_cache_retention_interval" not in asked:
             # 0 would keep prompts alone, and no committed canvas for the next turn.
             vllm_config.cache_config.prefix_cache_retention_interval = None
@@ -178,3 +182,28 @@ def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
         sizes = [size for size in graph_sizes(canvas, requests) if size <= limit]
     compilation.cudagraph_capture_sizes = sizes
     compilation.max_cudagraph_capture_size = max(sizes, default=0)
+
+
+def _adapters(vllm_config: Any) -> None:
+    """LoRA wraps attention and dense MLPs, or what the user wants of them, and nothing else."""
+    lora = vllm_config.lora_config
+    if lora is None:
+        return
+    for option in ("enable_tower_connector_lora", "enable_mixed_moe_lora_format",
+                   "enable_moe_shared_loras", "max_lora_cls_labels"):
+        if getattr(lora, option):
+            raise ValueError(
+                f"DiffusionGemma cannot be served with {option}: only attention and dense MLPs can "
+                f"be adapted; drop --{option.replace('_', '-')}"
+            )
+    config = vllm_config.model_config.hf_text_config
+    layers = {layer_of(module, config) for module in adaptable(config)}
+    for name in lora.target_modules or ():
+        if not any(is_in_target_modules(layer, [name], PACKED) for layer in layers):
+            raise ValueError(
+                f"--lora-target-modules {name}: only q_proj, k_proj, v_proj, o_proj, gate_proj, "
+                "up_proj and down_proj can be adapted"
+            )
+    lora.target_modules = sorted(
+        layer for layer in layers if is_in_target_modules(layer, lora.target_modules, PACKED)
+    )

@@ -6,19 +6,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
-from vllm.model_executor.models.interfaces import SupportsQuant
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsQuant
 from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
 
 from diffusiongemma_vllm.model.backbone import Backbone
 from diffusiongemma_vllm.model.loading import load
 from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.model.vision import Vision
+from diffusiongemma_vllm.model.weights import PACKED
 
 
-class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant):
+class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant, SupportsLoRA):
     """DiffusionGemma: a Gemma-4 mixture of experts that denoises canvases of text."""
 
-    # For the quantisation config alone, whose module names are the checkpoint's.
+    # For the quantisation config and LoRA adapters, whose module names are the checkpoint's.
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
             "model.decoder.": "model.",
@@ -27,14 +28,13 @@ class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant):
             "model.encoder.embed_vision.": "vision.projector.",
         }
     )
-    packed_modules_mapping = {
-        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
-        "gate_up_proj": ["gate_proj", "up_proj"],
-    }
+    packed_modules_mapping = PACKED
+    is_3d_moe_weight = True  # read with --enable-lora; experts are never adapted
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
         hf_config = vllm_config.model_config.hf_config
+        self.config = hf_config  # read with --enable-lora
         self.text_config = vllm_config.model_config.hf_text_config
         self.model = Backbone(
             self.text_config, cache_config=vllm_config.cache_config,

@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.inputs import StepInputs
+from diffusiongemma_vllm.model.lora import use_tiles
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
@@ -30,6 +31,8 @@ class DiffusionGemmaModelState(ModelState):
         self, vllm_config: Any, model: nn.Module, encoder_cache: Any, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        if vllm_config.lora_config is not None and device.type == "cpu":
+            use_tiles(model.lora_manager)
         diffusion = vllm_config.diffusion_config
         hidden = self.model_config.hf_text_config.hidden_size
         dtype = self.model_config.dtype

@@ -83,6 +83,20 @@ class CanvasScheduler(Scheduler):
         output.pending_structured_output_tokens = False
         return output
 
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        return self.adapter_fits(request) and super()._handle_blocked_waiting_request(request)
+
+    def adapter_fits(self, request: Request) -> bool:
+        """Whether its LoRA adapter has a place beside those of all running requests.
+
+        vLLM counts those that this very step runs, and asserts on the next one.
+        """
+        if request.lora_request is None or self.lora_config is None:
+            return True
+        used = {one.lora_request.lora_int_id for one in self.running if one.lora_request}
+        own = request.lora_request.lora_int_id
+        return own in used or len(used) < self.lora_config.max_loras
+
     def fit(self, request: Request) -> None:
         """Make the next canvas of ``request`` as wide as the context allows."""
         width = self.width(request)

@@ -1,10 +1,11 @@
-"""One `vllm serve` on the miniature, with the model card's flags, for every test here."""
+"""One `vllm serve` on the miniature for every test here: the model card's flags, and an adapter."""
 
 import os
 import subprocess
 import time
 
 import pytest
+from adapters import skeleton, write
 
 from diffusiongemma_vllm.cli.main import MINIATURE
 from diffusiongemma_vllm.cli.server import CARD_FLAGS, Server
@@ -22,12 +23,19 @@ def user_environment():
 
 
 @pytest.fixture(scope="session")
-def server():
+def adapter(tmp_path_factory):
+    """The flags for a random LoRA adapter, served as the model "adapted"."""
+    folder = write(tmp_path_factory.mktemp("adapter"), skeleton(MINIATURE), seed=0, size=4.0)
+    return "--enable-lora", "--lora-modules", f"adapted={folder}"
+
+
+@pytest.fixture(scope="session")
+def server(adapter):
     """It must live through every test and stop at once."""
     with pytest.MonkeyPatch.context() as patch:
         for name in IN_PROCESS:
             patch.delenv(name, raising=False)
-        started = Server(str(MINIATURE), (*CARD_FLAGS, "--max-model-len", str(LIMIT)))
+        started = Server(str(MINIATURE), (*CARD_FLAGS, *adapter, "--max-model-len", str(LIMIT)))
     with started as server:
         for _ in server.wait():
             pass

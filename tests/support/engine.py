@@ -88,10 +88,11 @@ class Engines:
 
 
 class Ask(NamedTuple):
-    """One request; options are those of ``SamplingParams``."""
+    """One request; options are those of ``SamplingParams``, lora a ``LoRARequest``."""
 
     prompt: list[int]
     options: dict
+    lora: object
 
 
 def draw_prompts(seed=1):
@@ -102,8 +103,8 @@ def draw_prompts(seed=1):
     return lambda tokens: torch.randint(3, 500, (tokens,), generator=generator).tolist()
 
 
-def ask(prompt, *, ignore_eos=True, **options):
-    return Ask(list(prompt), dict(options, ignore_eos=ignore_eos, detokenize=False))
+def ask(prompt, *, ignore_eos=True, lora=None, **options):
+    return Ask(list(prompt), dict(options, ignore_eos=ignore_eos, detokenize=False), lora)
 
 
 def serve(llm, asks, between=None, *, rest=True):
@@ -117,7 +118,10 @@ def serve(llm, asks, between=None, *, rest=True):
 
     core = llm.llm_engine
     for i, one in enumerate(asks):
-        core.add_request(str(i), {"prompt_token_ids": one.prompt}, SamplingParams(**one.options))
+        core.add_request(
+            str(i), {"prompt_token_ids": one.prompt}, SamplingParams(**one.options),
+            lora_request=one.lora,
+        )
     outputs, step = {}, 0
     try:
         while core.has_unfinished_requests():
