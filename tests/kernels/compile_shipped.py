@@ -122,7 +122,7 @@ def add_slots(capability: int):
     )
 
 
-def sort(capability: int, ids: int):
+def sort(capability: int, ids: int, lane: int):
     pointers = dict.fromkeys(("ids_ptr", "rows_ptr", "tiles_ptr"), "i32")
     pointers |= dict.fromkeys(("x_ptr", "stored_ptr"), "bf16")
     scalars = divisible("n", "TILES", "T", "H", "stride_x", "stride_s")
@@ -132,7 +132,7 @@ def sort(capability: int, ids: int):
         "BLOCK": ids,
         "BLOCK_T": 4,
         "BLOCK_H": 512,
-        "LANE": 2,
+        "LANE": lane,
     }
     return compiling.compile_for(
         moe_sort.sort,
@@ -214,8 +214,8 @@ def main(capability: int) -> None:
         report("kv_write", kv, write(capability, kv))
     report("attention_combine", "local", combine(capability))
     report("row_stats", "bf16", scan(capability))
-    for ids in (2048, 8192):
-        report("moe_sort", f"{ids}", sort(capability, ids))
+    for ids, lane in ((2048, 2), (8192, 8), (2048, 0)):
+        report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane))
     report("moe_add", "bf16", add_slots(capability))
     for nvfp4 in (True, False):
         for config in moe_config.shipped(nvfp4, divmod(capability, 10)):

@@ -94,5 +94,5 @@ def sort(
     program = tl.program_id(0)
     if program < E:
         place_expert(program, ids_ptr, rows_ptr, tiles_ptr, n, TILES, E, TILE, BLOCK)
-    else:
+    elif LANE > 0:
         store_rows(program - E, x_ptr, stored_ptr, T, H, stride_x, stride_s, BLOCK_T, BLOCK_H, LANE)
