@@ -140,6 +140,7 @@ def test_the_requests_fields_that_the_scheduler_uses_exist():
 
 def patched():
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.lora.worker_manager import WorkerLoRAManager
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
@@ -156,6 +157,8 @@ def patched():
         InputProcessor.process_inputs: ["self", "request_id", "prompt", "params"],
         InputProcessor.resolve_watermarking: ["self", "params"],
         InputProcessor.__init__: ["self", "vllm_config"],
+        InputProcessor._validate_lora: ["self", "lora_request"],
+        WorkerLoRAManager._load_adapter: ["self", "lora_request"],
     }
 
 
