@@ -9,8 +9,8 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 
+from diffusiongemma_kernels.qkv.op import normed_and_turned
 from diffusiongemma_vllm.model.backend import CanvasAttentionBackend
-from diffusiongemma_vllm.model.rope import rotate
 from diffusiongemma_vllm.model.weights import GLOBAL
 
 
@@ -19,6 +19,7 @@ class LayerAttention(nn.Module):
 
     A global layer has no v_proj: its value is the key projection before the key norm, loaded into
     both shards of ``qkv_proj``.  Scores are not scaled, the norms of q and k do that.
+    The value is normed too, without a weight, and not turned.
     Source: transformers' ``DiffusionGemmaEncoderTextAttention`` and its decoder twin.
     """
 
@@ -29,7 +30,7 @@ class LayerAttention(nn.Module):
         layer = config.per_layer_config[index]
         self.kind = config.layer_types[index]
         self.head_dim = layer.head_dim
-        eps = config.rms_norm_eps
+        self.eps = config.rms_norm_eps
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size, self.head_dim, config.num_attention_heads,
             layer.num_key_value_heads, bias=config.attention_bias, quant_config=quant_config,
@@ -40,13 +41,11 @@ class LayerAttention(nn.Module):
             bias=config.attention_bias, quant_config=quant_config,
             prefix=f"{prefix}.o_proj", return_bias=False,
         )
-        self.q_norm = RMSNorm(self.head_dim, eps=eps)
-        self.k_norm = RMSNorm(self.head_dim, eps=eps)
-        self.v_norm = RMSNorm(self.head_dim, eps=eps, has_weight=False)
-        heads, kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
-        self.sizes = [heads * self.head_dim] + [kv_heads * self.head_dim] * 2
+        self.q_norm = RMSNorm(self.head_dim, eps=self.eps)
+        self.k_norm = RMSNorm(self.head_dim, eps=self.eps)
+        heads, self.kv_heads = self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads
         self.attn = Attention(
-            heads, self.head_dim, 1.0, num_kv_heads=kv_heads, cache_config=cache_config,
+            heads, self.head_dim, 1.0, num_kv_heads=self.kv_heads, cache_config=cache_config,
             quant_config=quant_config,
             per_layer_sliding_window=None if self.kind == GLOBAL else config.sliding_window,
             prefix=f"{prefix}.attn", attn_backend=CanvasAttentionBackend,
@@ -54,10 +53,7 @@ class LayerAttention(nn.Module):
 
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x: [T, H]  angles: [T, D]  ->  q [T, Hq * D], k and v [T, Hk * D]"""
-        q, k, v = self.qkv_proj(x).split(self.sizes, dim=-1)
-        q, k = self._norm(self.q_norm, q), self._norm(self.k_norm, k)
-        q, k = rotate(q, k, angles, self.head_dim)
-        return q, k, self._norm(self.v_norm, v)
-
-    def _norm(self, norm: nn.Module, x: Tensor) -> Tensor:
-        return norm(x.unflatten(-1, (-1, self.head_dim)).contiguous()).flatten(-2)
+        return normed_and_turned(
+            self.qkv_proj(x), angles, self.q_norm.weight, self.k_norm.weight, self.kv_heads,
+            self.eps,
+        )

@@ -7,13 +7,16 @@ Source: transformers' ``DiffusionGemmaEncoderTextModel`` and ``DiffusionGemmaDec
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from diffusiongemma_kernels.norms.op import enter, leave
+from diffusiongemma_kernels.norms.types import Entry, Exit
 from diffusiongemma_vllm.model.attention import LayerAttention
 from diffusiongemma_vllm.model.experts import build_experts
 from diffusiongemma_vllm.model.mlp import GatedMLP, SelfConditioning
@@ -57,27 +60,42 @@ class Layer(nn.Module):
         self.register_buffer("encoder_scalar", torch.ones(1))
         self.register_buffer("decoder_scalar", torch.ones(1))
         self.scalars_differ = False
+        self.eps = config.rms_norm_eps
 
-    def before_attention(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.self_attn.project(self.input_layernorm(x), angles)
+    def after_attention(
+        self, x: Tensor, mixed: Tensor, denoising: Tensor | None, following: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x: [T, H] residual  mixed: [T, Hq * D]  denoising: [T] bool  ->  [T, H] and its norm
 
-    def after_attention(self, x: Tensor, mixed: Tensor, denoising: Tensor | None) -> Tensor:
-        """x: [T, H] residual  mixed: [T, Hq * D]  denoising: [T] bool  ->  [T, H]"""
-        x = x + self.post_attention_layernorm(self.self_attn.o_proj(mixed))
-        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
-        experts = self.experts(self.pre_feedforward_layernorm_2(x), self.router(x))
-        both = dense + self.post_feedforward_layernorm_2(experts)
-        x = x + self.post_feedforward_layernorm(both)
-        return x * self.scalar(denoising)
+        following: [H], the weight of the norm that reads this layer.
+        """
+        before = Entry(
+            self.post_attention_layernorm.weight, self.pre_feedforward_layernorm.weight,
+            self.pre_feedforward_layernorm_2.weight, self.router.scale,
+        )
+        behind = Exit(
+            self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight,
+            self.post_feedforward_layernorm.weight, following,
+        )
+        x, for_mlp, for_experts, for_router = enter(
+            x, self.self_attn.o_proj(mixed), before, self.eps
+        )
+        dense, experts = self.mlp(for_mlp), self.experts(for_experts, self.router(for_router))
+        return leave(x, dense, experts, behind, self.scalar(denoising), self.eps)
 
     def scalar(self, denoising: Tensor | None) -> Tensor:
         if denoising is None or not self.scalars_differ:
             return self.encoder_scalar
         return torch.where(denoising[:, None], self.decoder_scalar, self.encoder_scalar)
 
-    def forward(self, x: Tensor, angles: Tensor, denoising: Tensor | None) -> Tensor:
-        q, k, v = rowwise(self.before_attention, x, angles)
-        return rowwise(self.after_attention, x, self.self_attn.attn(q, k, v), denoising)
+    def forward(
+        self, x: Tensor, normed: Tensor, angles: Tensor, denoising: Tensor | None, following: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x: [T, H]  normed: [T, H], x after ``input_layernorm``  ->  as ``after_attention``"""
+        q, k, v = rowwise(self.self_attn.project, normed, angles)
+        finish = partial(self.after_attention, following=following)
+        x, normed = rowwise(finish, x, self.self_attn.attn(q, k, v), denoising)
+        return x, normed
 
 
 class Backbone(nn.Module):
@@ -127,6 +145,9 @@ class Backbone(nn.Module):
         if soft is not None and denoising is not None:
             x = self.condition(x, soft, denoising)
         angles = {kind: rope(positions, x.dtype) for kind, rope in self.rope.items()}
-        for kind, layer in zip(self.kinds, self.layers, strict=True):
-            x = layer(x, angles[kind], denoising)
-        return rowwise(self.norm, x)
+        layers = cast(list[Layer], list(self.layers))
+        norms = [*(layer.input_layernorm for layer in layers), self.norm]
+        normed = rowwise(norms[0], x)
+        for kind, layer, following in zip(self.kinds, layers, norms[1:], strict=True):
+            x, normed = layer(x, normed, angles[kind], denoising, following.weight)
+        return normed

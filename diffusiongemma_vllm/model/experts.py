@@ -19,8 +19,9 @@ from diffusiongemma_kernels.moe_gemm.types import Dense
 from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
 from diffusiongemma_kernels.moe_gemm_fp4.op import moe_fp4
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4
+from diffusiongemma_kernels.route.op import route
 from diffusiongemma_vllm.model import selfcheck
-from diffusiongemma_vllm.model.moe import Router, TorchExperts, route
+from diffusiongemma_vllm.model.moe import Router, TorchExperts
 from diffusiongemma_vllm.nvfp4 import Nvfp4ExpertsConfig
 
 SIGN, NAN = 0x80, 0x7F  # bits of e4m3

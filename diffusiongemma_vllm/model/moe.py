@@ -10,40 +10,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ReplicatedLinear
+
+from diffusiongemma_kernels.route.op import route
 
 EXPERT_TILE = 32
 
 
-def route(scores: Tensor, top_k: int, per_expert_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over all experts, keep the best, renormalise, scale each expert.
-
-    scores: [T, E] f32  ->  weights [T, K] f32, ids [T, K] i32
-    """
-    weights, ids = torch.topk(scores.softmax(dim=-1, dtype=torch.float32), top_k, dim=-1)
-    weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights * per_expert_scale.float()[ids], ids.to(torch.int32)
-
-
 class Router(nn.Module):
-    """Scores the experts from the residual stream, with a norm and scales of its own."""
+    """Scores the experts from the residual stream, normed with its own ``scale``."""
 
     def __init__(self, config: Any, prefix: str) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.norm = RMSNorm(hidden, eps=config.rms_norm_eps, has_weight=False)
         self.scale = nn.Parameter(torch.ones(hidden), requires_grad=False)
         self.per_expert_scale = nn.Parameter(torch.ones(config.num_experts), requires_grad=False)
         self.proj = ReplicatedLinear(
             hidden, config.num_experts, bias=False, quant_config=None, prefix=f"{prefix}.proj",
             return_bias=False,
         )
-        self.root = hidden**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [T, H]  ->  [T, E] scores"""
-        return self.proj(self.norm(x) * self.scale * self.root)
+        """x: [T, H] normed by ``scale`` and divided by sqrt(H)  ->  [T, E] scores"""
+        return self.proj(x)
 
     def route(
         self, hidden_states: Tensor, gating_output: Tensor, topk: int, renormalize: bool

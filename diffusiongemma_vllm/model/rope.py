@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vllm import _custom_ops as ops
 
 
 def inverse_frequencies(rope: dict[str, Any], head_dim: int) -> Tensor:
@@ -44,19 +43,3 @@ class Rope(nn.Module):
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
         angles = positions.float()[:, None] * self.frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
-
-
-def rotate(q: Tensor, k: Tensor, angles: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Turn q [T, Hq * D] and k [T, Hk * D] by angles [T, D]; the two halves of a head pair up."""
-    if q.is_cuda:
-        rows = torch.arange(q.shape[0], device=q.device)
-        q, k = q.contiguous(), k.contiguous()
-        ops.rotary_embedding(rows, q, k, head_dim, angles, True)
-        return q, k
-    return _turn(q, angles, head_dim), _turn(k, angles, head_dim)
-
-
-def _turn(x: Tensor, angles: Tensor, head_dim: int) -> Tensor:
-    cos, sin = angles[:, None, :].chunk(2, dim=-1)
-    a, b = x.unflatten(-1, (-1, head_dim)).chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)

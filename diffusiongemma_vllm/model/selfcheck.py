@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vllm.logger import init_logger
 
-from diffusiongemma_vllm.model.moe import Router, route
+from diffusiongemma_kernels.route.reference import route
+from diffusiongemma_vllm.model.moe import Router
 
 logger = init_logger("vllm.diffusiongemma")
 ROWS = (5, 256, 600, 1500)  # 0.3, 16, 38 and 94 rows an expert: every schedule of the real shape

@@ -24,7 +24,7 @@ CHECKPOINT = Path(__file__).parents[2] / "diffusiongemma_vllm" / "miniature"
 TASKS = {
     "add": (tasks.add, 0.08, 0.0),
     "add_think": (tasks.add, 0.06, 1.0),
-    "sort": (tasks.sort, 0.14, 0.1),
+    "sort": (tasks.sort, 0.18, 0.1),
     "reverse": (tasks.reverse, 0.06, 0.1),
     "count_short": (tasks.count_short, 0.10, 0.1),
     "count_middle": (tasks.count_middle, 0.09, 0.05),
@@ -33,7 +33,7 @@ TASKS = {
     "call_two": (tasks.call_two, 0.09, 0.15),
     "tool_answer": (tasks.tool_answer, 0.06, 0.1),
     "fill_json": (tasks.fill_json, 0.08, 0.1),
-    "gap": (tasks.gap, 0.12, 0.1),
+    "gap": (tasks.gap, 0.17, 0.1),
     "greet": (tasks.greet, 0.02, 0.1),
 }
 SCORED = [name for name in TASKS if name not in ("greet", "count_middle")]

@@ -18,6 +18,9 @@ from diffusiongemma_kernels.moe_gemm import _kernel as moe
 from diffusiongemma_kernels.moe_gemm_fp4 import _config as fp4_config
 from diffusiongemma_kernels.moe_gemm_fp4 import _kernel as fp4
 from diffusiongemma_kernels.moe_sort import _kernel as moe_sort
+from diffusiongemma_kernels.norms import _kernel as layer_norms
+from diffusiongemma_kernels.qkv import _kernel as qkv
+from diffusiongemma_kernels.route import _kernel as routing
 from diffusiongemma_kernels.row_stats import _kernel as row_stats
 
 REQUESTS = dict.fromkeys(
@@ -195,6 +198,33 @@ def moves(compiled) -> int:
     return found
 
 
+def route(capability: int):
+    pointers = {"scores_ptr": "bf16", "scale_ptr": "bf16", "weights_ptr": "fp32", "ids_ptr": "i32"}
+    constants = {"K": 8, "BLOCK_T": 4, "BLOCK_E": 128, "BLOCK_K": 8}
+    return compiling.compile_for(
+        routing.route, pointers, divisible("T", "E", "stride_t"), constants,
+        capability=capability, num_warps=4,
+    )  # fmt: skip
+
+
+def norms(capability: int, fn):
+    pointers = {name: "bf16" for name in fn.arg_names if name.endswith("_ptr")}
+    strides = divisible("T", "H", *(name for name in fn.arg_names if name.startswith("stride_")))
+    return compiling.compile_for(
+        fn, pointers, strides | {"eps": "fp32"}, {"BLOCK": 4096}, capability=capability, num_warps=8
+    )
+
+
+def heads(capability: int, kv: int, dim: int):
+    fn = qkv.normed_and_turned
+    pointers = {name: "bf16" for name in fn.arg_names if name.endswith("_ptr")}
+    constants = {"HEADS": 16 + 2 * kv, "KV": kv, "D": dim, "BLOCK_D": dim // 2, "BLOCK": 8}
+    scalars = divisible("stride_t") | {"eps": "fp32"}
+    return compiling.compile_for(
+        fn, pointers, scalars, constants, capability=capability, num_warps=4 if dim == 256 else 8
+    )
+
+
 LOCAL = _config.Shape(256, 1, 8, 2, 256, 2, 256, 768)
 GLOBAL = LOCAL._replace(kv_heads=2, group=8, head_dim=512)
 
@@ -214,6 +244,11 @@ def main(capability: int) -> None:
         report("kv_write", kv, write(capability, kv))
     report("attention_combine", "local", combine(capability))
     report("row_stats", "bf16", scan(capability))
+    report("route", "bf16", route(capability))
+    for fn in (layer_norms.enter, layer_norms.leave):
+        report("norms", fn.__name__, norms(capability, fn))
+    report("qkv", "local", heads(capability, 8, 256))
+    report("qkv", "global", heads(capability, 2, 512))
     for ids, lane in ((2048, 2), (8192, 8), (2048, 0)):
         report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane))
     report("moe_add", "bf16", add_slots(capability))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import rms_norm
 from torch.testing import assert_close
 
 from diffusiongemma_vllm.model.backbone import Layer
@@ -28,7 +29,7 @@ def reference_layer(stack, index, x, mixed, monkeypatch):
 
 
 def attention_output(layer, rows):
-    width = layer.self_attn.sizes[0]
+    width = layer.self_attn.o_proj.input_size
     return torch.randn(len(rows), width, generator=torch.Generator().manual_seed(1))
 
 
@@ -42,13 +43,16 @@ def test_norms_mlp_experts_and_scalar(ours, theirs, rows, index, mode, monkeypat
     stack = encoder if mode == "encoder" else theirs.model.decoder
     want = reference_layer(stack, index, rows, mixed, monkeypatch)
     denoising = torch.full((len(rows),), mode == "decoder")
-    assert_close(layer.after_attention(rows, mixed, denoising), want, **CLOSE)
+    following = torch.linspace(0.5, 2, rows.shape[1])
+    got, normed = layer.after_attention(rows, mixed, denoising, following)
+    assert_close(got, want, **CLOSE)
+    assert_close(normed, rms_norm(want, want.shape[1:], following, 1e-6), **CLOSE)
 
 
 def test_input_norm_comes_before_the_projections(ours, theirs, rows):
     layer, other = ours.model.layers[0], theirs.model.decoder.layers[0]
     angles = ours.model.rope[layer.self_attn.kind](torch.arange(len(rows)), rows.dtype)
-    got = layer.before_attention(rows, angles)
+    got = layer.self_attn.project(layer.input_layernorm(rows), angles)
     want = layer.self_attn.project(other.input_layernorm(rows), angles)
     for ours_, theirs_ in zip(got, want, strict=True):
         assert_close(ours_, theirs_, **CLOSE)
@@ -57,14 +61,16 @@ def test_input_norm_comes_before_the_projections(ours, theirs, rows):
 def test_the_experts_read_the_stream_before_the_mlp(ours, rows):
     """Side by side, not one after the other: without the MLP the experts' share is the same."""
     layer = ours.model.layers[0]
-    mixed = torch.zeros(len(rows), layer.self_attn.sizes[0])
+    mixed = torch.zeros(len(rows), layer.self_attn.o_proj.input_size)
     x = rows + layer.post_attention_layernorm(layer.self_attn.o_proj(mixed))
+    for_router = rms_norm(x, x.shape[1:], layer.router.scale, 1e-6) * x.shape[1] ** -0.5
     dense = layer.post_feedforward_layernorm_1(layer.mlp(layer.pre_feedforward_layernorm(x)))
     experts = layer.post_feedforward_layernorm_2(
-        layer.experts(layer.pre_feedforward_layernorm_2(x), layer.router(x))
+        layer.experts(layer.pre_feedforward_layernorm_2(x), layer.router(for_router))
     )
     want = (x + layer.post_feedforward_layernorm(dense + experts)) * layer.encoder_scalar
-    assert_close(layer.after_attention(rows, mixed, None), want, **CLOSE)
+    got, _ = layer.after_attention(rows, mixed, None, torch.ones(rows.shape[1]))
+    assert_close(got, want, **CLOSE)
 
 
 def test_scalars_of_the_two_modes_are_kept_apart(ours):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diffusiongemma_vllm.model.rope import Rope, inverse_frequencies, rotate
+from diffusiongemma_kernels.qkv.reference import turned
+from diffusiongemma_vllm.model.rope import Rope, inverse_frequencies
 
 KINDS = ["sliding_attention", "full_attention"]
 PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
@@ -45,10 +46,10 @@ def test_a_quarter_turn_by_hand():
     """Channels 0 and 2 pair up, and 1 and 3: (a, b) -> (a cos - b sin, b cos + a sin)."""
     quarter = math.pi / 2
     angles = torch.tensor([[math.cos(quarter), 1.0, math.sin(quarter), 0.0]])
-    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    q, k = rotate(x, 2 * x, angles, 4)
-    assert_close(q, torch.tensor([[-3.0, 2.0, 1.0, 4.0]]))
-    assert_close(k, 2 * q)
+    x = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [2.0, 4.0, 6.0, 8.0]]])
+    first, second = turned(x, angles)[0]
+    assert_close(first, torch.tensor([-3.0, 2.0, 1.0, 4.0]))
+    assert_close(second, 2 * first)
 
 
 def test_rotation_depends_on_the_distance_alone():
@@ -56,8 +57,8 @@ def test_rotation_depends_on_the_distance_alone():
     q, k = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(0)).double()
 
     def score(i, j):
-        turned, _ = rotate(q, q, rope(torch.tensor([i]), torch.float64), 16)
-        other, _ = rotate(k, k, rope(torch.tensor([j]), torch.float64), 16)
-        return (turned * other).sum()
+        near = turned(q[None], rope(torch.tensor([i]), torch.float64))
+        far = turned(k[None], rope(torch.tensor([j]), torch.float64))
+        return (near * far).sum()
 
     assert_close(score(7, 3), score(104, 100), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,82 @@
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_row(ptr, t, stride, h, mask):
+    return tl.load(ptr + t * stride + h, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def rms(x, H, eps):
+    """x [BLOCK] f32, zeros beyond H"""
+    return x * tl.rsqrt(tl.sum(x * x) / H + eps)
+
+
+@triton.jit
+def enter(
+    x_ptr,  # [T, H]
+    mixed_ptr,  # [T, H]
+    post_ptr,  # [H]
+    mlp_ptr,  # [H]
+    experts_ptr,  # [H]
+    router_ptr,  # [H]
+    after_ptr,  # [4, T, H]: the sum, and what the MLP, the experts and the router read
+    T,
+    H,
+    stride_x,
+    stride_mixed,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64)
+    h = tl.arange(0, BLOCK)
+    mask = h < H
+    kind = after_ptr.dtype.element_ty
+    mixed = rms(load_row(mixed_ptr, t, stride_mixed, h, mask), H, eps)
+    mixed *= load_row(post_ptr, 0, 0, h, mask)
+    after = (load_row(x_ptr, t, stride_x, h, mask) + mixed).to(kind)
+    out = after_ptr + t * H + h
+    plane = T.to(tl.int64) * H
+    tl.store(out, after, mask=mask)
+    normed = rms(after.to(tl.float32), H, eps)
+    tl.store(out + plane, (normed * load_row(mlp_ptr, 0, 0, h, mask)).to(kind), mask=mask)
+    tl.store(out + 2 * plane, (normed * load_row(experts_ptr, 0, 0, h, mask)).to(kind), mask=mask)
+    router = normed * load_row(router_ptr, 0, 0, h, mask) * tl.rsqrt(H.to(tl.float32))
+    tl.store(out + 3 * plane, router.to(kind), mask=mask)
+
+
+@triton.jit
+def leave(
+    x_ptr,  # [T, H]
+    dense_ptr,  # [T, H]
+    moe_ptr,  # [T, H]
+    mlp_ptr,  # [H]
+    experts_ptr,  # [H]
+    both_ptr,  # [H]
+    following_ptr,  # [H]
+    scalar_ptr,  # [T] or [1]
+    after_ptr,  # [2, T, H]: the sum, and what the next layer reads
+    T,
+    H,
+    stride_x,
+    stride_dense,
+    stride_moe,
+    stride_scalar,
+    eps,
+    BLOCK: tl.constexpr,
+):
+    t = tl.program_id(0).to(tl.int64)
+    h = tl.arange(0, BLOCK)
+    mask = h < H
+    kind = after_ptr.dtype.element_ty
+    dense = rms(load_row(dense_ptr, t, stride_dense, h, mask), H, eps)
+    moe = rms(load_row(moe_ptr, t, stride_moe, h, mask), H, eps)
+    both = dense * load_row(mlp_ptr, 0, 0, h, mask) + moe * load_row(experts_ptr, 0, 0, h, mask)
+    both = rms(both, H, eps) * load_row(both_ptr, 0, 0, h, mask)
+    scalar = tl.load(scalar_ptr + t * stride_scalar).to(tl.float32)
+    after = ((load_row(x_ptr, t, stride_x, h, mask) + both) * scalar).to(kind)
+    out = after_ptr + t * H + h
+    tl.store(out, after, mask=mask)
+    normed = rms(after.to(tl.float32), H, eps) * load_row(following_ptr, 0, 0, h, mask)
+    tl.store(out + T.to(tl.int64) * H, normed.to(kind), mask=mask)

@@ -1,0 +1,23 @@
+import torch
+from torch import Tensor
+
+from diffusiongemma_kernels.norms.reference import rms
+
+
+def turned(x: Tensor, angles: Tensor) -> Tensor:
+    """x [T, heads, D]; channels d and D / 2 + d pair up"""
+    cos, sin = angles.to(x.dtype)[:, None, :].chunk(2, -1)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def normed_and_turned(
+    qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor, kv_heads: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    D = angles.shape[1]
+    heads = qkv.shape[1] // D
+    q, k, v = qkv.unflatten(1, (-1, D)).split([heads - 2 * kv_heads, kv_heads, kv_heads], 1)
+    q, k = turned(rms(q, q_weight, eps), angles), turned(rms(k, k_weight, eps), angles)
+    parts = (q, k, rms(v, None, eps))
+    q, k, v = (part.to(qkv.dtype).flatten(1) for part in parts)
+    return q, k, v

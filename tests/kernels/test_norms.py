@@ -1,0 +1,72 @@
+"""A layer's norms by Triton against fp64 in plain torch."""
+
+import pytest
+import torch
+
+from diffusiongemma_kernels.norms import op, reference
+from diffusiongemma_kernels.norms.types import Entry, Exit
+
+EPS = 1e-6
+CASES = [(0, 64), (1, 64), (5, 100)]
+CLOSE = {torch.float32: (1e-5, 1e-6), torch.bfloat16: (2e-2, 2e-2)}
+
+
+def make(rows: int, width: int, count: int, device: str, dtype=torch.float32):
+    make = torch.Generator().manual_seed(rows + width)
+    wide = torch.randn(count, rows, width + 8, generator=make)[:, :, :width] * 3  # rows lie apart
+    weights = torch.rand(4, width, generator=make) + 0.5
+    return [x.to(device, dtype) for x in wide], [w.to(device, dtype) for w in weights]
+
+
+def same(got, want, dtype) -> None:
+    rtol, atol = CLOSE[dtype]
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype == dtype
+        torch.testing.assert_close(mine.double(), theirs.double(), rtol=rtol, atol=atol)
+
+
+def check_enter(function, rows: int, width: int, device: str, dtype=torch.float32) -> None:
+    (x, mixed), weights = make(rows, width, 2, device, dtype)
+    got = function(x, mixed, Entry(*weights), EPS)
+    post, *readers = [w.double() for w in weights]
+    norm = torch.nn.functional.rms_norm
+    after = x.double() + norm(mixed.double(), (width,), post, EPS)
+    after = after.to(dtype).double()
+    mlp, experts, router = (norm(after, (width,), w, EPS) for w in readers)
+    same(got, (after, mlp, experts, router * width**-0.5), dtype)
+
+
+def check_leave(function, rows: int, width: int, device: str, a_row: bool, dtype=torch.float32):
+    (x, dense, experts), weights = make(rows, width, 3, device, dtype)
+    scalar = torch.rand((rows, 1) if a_row else (1,), device=device, dtype=dtype) + 0.5
+    got = function(x, dense, experts, Exit(*weights), scalar, EPS)
+    mlp, moe, both, following = [w.double() for w in weights]
+    norm = torch.nn.functional.rms_norm
+    sum_ = norm(dense.double(), (width,), mlp, EPS) + norm(experts.double(), (width,), moe, EPS)
+    after = (x.double() + norm(sum_, (width,), both, EPS)) * scalar.double()
+    after = after.to(dtype).double()
+    same(got, (after, norm(after, (width,), following, EPS)), dtype)
+
+
+@pytest.mark.parametrize("rows, width", CASES)
+def test_enter(rows: int, width: int, device: str) -> None:
+    check_enter(op.enter_triton, rows, width, device)
+    check_enter(op.enter_torch, rows, width, "cpu")
+
+
+@pytest.mark.parametrize("a_row", [False, True])
+@pytest.mark.parametrize("rows, width", CASES)
+def test_leave(rows: int, width: int, a_row: bool, device: str) -> None:
+    check_leave(op.leave_triton, rows, width, device, a_row)
+    check_leave(op.leave_torch, rows, width, "cpu", a_row)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    assert not reference.rms(torch.zeros(2, 8), torch.ones(8), EPS).any()
+
+
+@pytest.mark.gpu
+def test_real_shape() -> None:
+    for rows in (256, 2048):
+        check_enter(op.enter_triton, rows, 2816, "cuda", torch.bfloat16)
+        check_leave(op.leave_triton, rows, 2816, "cuda", True, torch.bfloat16)
