@@ -51,5 +51,6 @@ class StepInputs:
         input_ids.copy_(torch.where(written, state.tokens[slot, column], input_ids))
         self.denoising[:tokens] = denoising
         self.denoising[tokens:padded] = False
-        self.soft[:tokens] = torch.where(denoising[:, None], state.soft[slot, column], 0)
+        known = denoising & (state.step[slot] > 0)
+        self.soft[:tokens] = torch.where(known[:, None], state.soft[slot, column], 0)
         return self.soft[:padded], self.denoising[:padded]

@@ -108,7 +108,7 @@ class SlotState:
         self.seed = zeros(slots)
         self.greedy = zeros(slots, dtype=torch.bool)
         self.temperature = zeros(slots, dtype=torch.float32)
-        self.soft = zeros(slots, length, hidden, dtype=dtype)
+        self.soft = zeros(slots, length, hidden, dtype=dtype)  # of the last step; none at step 0
         self.knobs = Knobs.of(config, slots, device)
 
     def add(self, slot: int, options: RequestOptions, rules: DenoiseConfig | None = None) -> None:
@@ -140,7 +140,6 @@ class SlotState:
         self.width[slots] = torch.where(where, width, self.width[slots])
         self.step[slots] = torch.where(where, 0, self.step[slots])
         self.held[slots] = torch.where(where, 0, self.held[slots])
-        self.soft[slots] = torch.where(row[:, :, None], 0, self.soft[slots])
 
     def apply(self, slots: Tensor, result: StepResult, soft: Tensor, where: Tensor) -> None:
         """Write a step's result into those ``slots`` [N] where ``where`` [N] bool holds.

@@ -21,6 +21,7 @@ def state():
     state.phase[:] = torch.tensor([PREFILL, DENOISE, COMMIT, DENOISE])
     state.tokens[:] = 10 * torch.arange(4)[:, None] + torch.arange(1, 4)
     state.soft[:] = state.tokens[:, :, None].float()
+    state.step[:] = 1
     return state
 
 
@@ -51,6 +52,15 @@ def test_a_canvas_reads_its_slot(state, inputs):
     ids, soft, denoising = rows(state, inputs, [1], [3])
     assert ids == [11, 12, 13] and denoising == [1, 1, 1]
     assert soft.tolist() == [[11, 11], [12, 12], [13, 13]]
+
+
+def test_a_canvas_begins_without_conditioning(state, inputs):
+    state.soft[1] = torch.nan  # of the canvas before
+    state.begin(torch.tensor([1]), torch.tensor([9]), torch.ones(1, 3).long(), torch.tensor([True]))
+    ids, soft, denoising = rows(state, inputs, [1, 3], [3, 3])
+    assert ids == [1, 1, 1, 31, 32, 33] and denoising == [1] * 6
+    assert soft[:3].abs().sum() == 0
+    assert soft[3:].tolist() == [[31, 31], [32, 32], [33, 33]]
 
 
 def test_a_commit_reads_its_slot_without_conditioning(state, inputs):
