@@ -161,7 +161,7 @@ def admit_requests() -> None:
                 return original(self, model_config, *args, **kwargs)
             from diffusiongemma_vllm.runner.admission import check
 
-            return check(self, model_config)
+            return check(self)
 
         return validate
 
@@ -188,12 +188,17 @@ def admit_requests() -> None:
             request = original(self, request_id, prompt, *args, **kwargs)
             if not ours(self.model_config):
                 return request
-            from diffusiongemma_vllm.runner.admission import check_tokens, refuse_resumable
+            from diffusiongemma_vllm.runner.admission import (
+                check_knobs,
+                check_tokens,
+                refuse_resumable,
+            )
 
             if request.resumable:
                 refuse_resumable()
             params = request.sampling_params
             if params is not None:
+                check_knobs(params, self)
                 check_tokens(params)
                 if params.seed is None:
                     params.seed = draw_seed(params.temperature)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from vllm.exceptions import VLLMValidationError
 
-from diffusiongemma_vllm import checkpoint
-from diffusiongemma_vllm.config import denoise_config
+from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.knobs import PREFIX, canvas_options
 from diffusiongemma_vllm.runner import adapters
+from diffusiongemma_vllm.runner.rules import server_rules
 
 CAUSAL = (
     "the model writes a canvas at a time and was never trained to predict the next token of a "
@@ -39,7 +40,7 @@ def refused(params: Any) -> dict[str, str]:
     return {name: REASONS[name] for name, used in asked.items() if used}
 
 
-def check(params: Any, model_config: Any) -> None:
+def check(params: Any) -> None:
     """Raises VLLMValidationError (HTTP 400) naming every option that cannot be honoured."""
     reasons = refused(params)
     if reasons:
@@ -49,21 +50,23 @@ def check(params: Any, model_config: Any) -> None:
             f"from the request. {said}.",
             parameter=next(iter(reasons)),
         )
-    check_knobs(params, model_config)
 
 
-def check_knobs(params: Any, model_config: Any) -> None:
-    """Raises VLLMValidationError for a ``diffusion_*`` argument that is unknown or out of range."""
+_RULES: WeakKeyDictionary[Any, DenoiseConfig] = WeakKeyDictionary()
+
+
+def check_knobs(params: Any, processor: Any) -> None:
+    """Raises VLLMValidationError for a ``diffusion_*`` argument that is unknown or out of range.
+
+    processor: vLLM's ``InputProcessor``, which knows the server that the request is for.
+    """
     extra = params.extra_args or {}
     if not any(key.startswith(PREFIX) for key in extra):
         return
-    server = denoise_config(
-        checkpoint.generation_config(model_config),
-        canvas_length=model_config.hf_config.canvas_length,
-        vocab_size=model_config.get_vocab_size(), max_steps=None,
-    )
+    if processor not in _RULES:
+        _RULES[processor] = server_rules(processor.vllm_config)
     try:
-        asked = canvas_options(extra, server)
+        asked = canvas_options(extra, _RULES[processor])
     except ValueError as error:
         raise VLLMValidationError(f"vllm_xargs: {error}", parameter="vllm_xargs") from None
     if asked.constrained and not params.logprob_token_ids:

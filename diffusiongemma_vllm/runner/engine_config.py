@@ -11,10 +11,10 @@ from vllm.lora.utils import is_in_target_modules
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from diffusiongemma_vllm import checkpoint, compat
-from diffusiongemma_vllm.config import denoise_config
+from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.model.weights import PACKED
 from diffusiongemma_vllm.runner.adapters import adaptable, layer_of
+from diffusiongemma_vllm.runner.rules import server_rules
 
 logger = init_logger("vllm.diffusiongemma")
 
@@ -42,7 +42,7 @@ class DiffusionGemmaConfig:
         asked = compat.asked()
         _refuse(vllm_config, asked)
         canvas = _canvas(vllm_config)
-        _check_sampler(vllm_config, canvas)
+        server_rules(vllm_config)  # the sampler's settings, before the weights are loaded
         _attention(vllm_config)
         _budget(vllm_config, asked, canvas)
         _graphs(vllm_config, asked, canvas)
@@ -100,16 +100,6 @@ def _canvas(vllm_config: Any) -> int:
     if steps is not None and steps < 1:
         raise ValueError(f"--diffusion-config max_denoising_steps must be 1 or more, got {steps}")
     return asked
-
-
-def _check_sampler(vllm_config: Any, canvas: int) -> None:
-    """The sampler's settings are checked before the weights are loaded."""
-    model = vllm_config.model_config
-    denoise_config(
-        checkpoint.generation_config(model), canvas_length=canvas,
-        vocab_size=model.get_vocab_size(),
-        max_steps=vllm_config.diffusion_config.max_denoising_steps,
-    )
 
 
 def _attention(vllm_config: Any) -> None:

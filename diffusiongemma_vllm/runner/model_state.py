@@ -12,12 +12,11 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from diffusiongemma_vllm import checkpoint
-from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.inputs import StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
+from diffusiongemma_vllm.runner.rules import server_rules
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
 from diffusiongemma_vllm.state import SlotState
 
@@ -33,16 +32,10 @@ class DiffusionGemmaModelState(ModelState):
         super().__init__(vllm_config, model, encoder_cache, device)
         if vllm_config.lora_config is not None and device.type == "cpu":
             use_tiles(model.lora_manager)
-        diffusion = vllm_config.diffusion_config
         hidden = self.model_config.hf_text_config.hidden_size
         dtype = self.model_config.dtype
         assert isinstance(dtype, torch.dtype), "vLLM resolves names of dtypes"
-        self.config = denoise_config(
-            checkpoint.generation_config(self.model_config),
-            canvas_length=diffusion.canvas_length,
-            vocab_size=self.model_config.get_vocab_size(),
-            max_steps=diffusion.max_denoising_steps,
-        )
+        self.config = server_rules(vllm_config)
         self.slots = SlotState(
             self.config, slots=self.max_num_reqs, hidden=hidden, limit=self.max_model_len,
             dtype=dtype, device=device,

@@ -17,11 +17,10 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request
 
-from diffusiongemma_vllm import checkpoint
-from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.knobs import canvas_options
 from diffusiongemma_vllm.runner.constraint import THOUGHT_FIRST
 from diffusiongemma_vllm.runner.report import KEY, Report
+from diffusiongemma_vllm.runner.rules import server_rules
 
 
 class CanvasScheduler(Scheduler):
@@ -29,15 +28,7 @@ class CanvasScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        diffusion = self.vllm_config.diffusion_config
-        assert diffusion is not None, "the config hook makes one"
-        self.canvas_length = diffusion.canvas_length
-        self.rules = denoise_config(
-            checkpoint.generation_config(self.vllm_config.model_config),
-            canvas_length=diffusion.canvas_length,
-            vocab_size=self.vllm_config.model_config.get_vocab_size(),
-            max_steps=diffusion.max_denoising_steps,
-        )
+        self.rules = server_rules(self.vllm_config)
         self.reports: dict[str, Report] = {}
 
     def add_request(self, request: Request) -> None:

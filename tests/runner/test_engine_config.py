@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 from modules import edit_json, engine_config
-from vllm import envs
+from vllm import SamplingParams, envs
+from vllm.exceptions import VLLMValidationError
 
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.runner import engine_config as module
 from diffusiongemma_vllm.runner import scheduler
+from diffusiongemma_vllm.runner.admission import check_knobs
 
 CANVAS = 32
 
@@ -252,6 +254,16 @@ def test_graph_sizes_reach_the_largest_batch():
     for requests in (1, 7, 33, 200, 1024):
         sizes = module.graph_sizes(256, requests)
         assert sizes == sorted(set(sizes)) and sizes[-1] == 256 * requests and sizes[0] == 256
+
+
+def test_requests_are_checked_against_the_canvas_that_is_served(configure):
+    class Processor:
+        vllm_config = configure(diffusion_config={"canvas_length": 20})
+
+    processor = Processor()
+    check_knobs(SamplingParams(extra_args={"diffusion_canvas_length": 20}), processor)
+    with pytest.raises(VLLMValidationError, match="diffusion_canvas_length must be 1..20.* got 24"):
+        check_knobs(SamplingParams(extra_args={"diffusion_canvas_length": 24}), processor)
 
 
 # Where the user's values are told from defaults, and other models.
