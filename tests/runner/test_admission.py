@@ -7,7 +7,7 @@ from vllm import SamplingParams
 from vllm.config import StructuredOutputsConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.plugins import load_general_plugins
-from vllm.sampling_params import StructuredOutputsParams
+from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from diffusiongemma_vllm.compat import ARCHITECTURE
 from diffusiongemma_vllm.runner.admission import check, check_tokens
@@ -45,7 +45,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize("option", REFUSED)
 def test_an_option_that_cannot_be_honoured_is_refused(option):
     with pytest.raises(VLLMValidationError) as error:
-        check(SamplingParams(**{option: REFUSED[option]}), OURS)
+        check(SamplingParams(**{option: REFUSED[option]}))
     message = str(error.value)
     assert f"does not support {option}" in message
     assert "Drop what is not supported from the request." in message
@@ -54,14 +54,14 @@ def test_an_option_that_cannot_be_honoured_is_refused(option):
 
 def test_every_option_is_named():
     with pytest.raises(VLLMValidationError, match="prompt_logprobs, watermarking.*: the model"):
-        check(SamplingParams(prompt_logprobs=2, watermarking=True), OURS)
+        check(SamplingParams(prompt_logprobs=2, watermarking=True))
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [(name, value) for name, values in SERVED.items() for value in values]
 )
 def test_an_option_that_is_honoured_is_let_in(option, value):
-    check(SamplingParams(**{option: value}), OURS)
+    check(SamplingParams(**{option: value}))
 
 
 def test_tokens_must_be_left_to_write():
@@ -147,7 +147,7 @@ def test_only_ours_draw_a_seed(monkeypatch, model, seed, temperature, drawn):
     request = SimpleNamespace(sampling_params=params, resumable=False)
     cell.cell_contents = lambda self, *a, **k: request
     try:
-        request = patched(SimpleNamespace(model_config=model))
+        request = patched(SimpleNamespace(model_config=model), "id", {})
     finally:
         cell.cell_contents = kept
     assert (request.sampling_params.seed != seed) == drawn
@@ -156,22 +156,22 @@ def test_only_ours_draw_a_seed(monkeypatch, model, seed, temperature, drawn):
 
 
 @pytest.mark.parametrize(
-    ("name", "answer", "says"),
-    [("process_inputs", SimpleNamespace(sampling_params=None, resumable=True), "streaming input"),
-     ("resolve_watermarking", None, "beam search")],
+    ("name", "given", "answer", "says"),
+    [("process_inputs", ("id", {}), SimpleNamespace(sampling_params=None, resumable=True),
+      "streaming input"),
+     ("resolve_watermarking", (BeamSearchParams(beam_width=2, max_tokens=3),), None,
+      "beam search")],
 )
-def test_streaming_input_and_beams_are_refused_for_ours_alone(name, answer, says):
-    from vllm.sampling_params import BeamSearchParams
+def test_streaming_input_and_beams_are_refused_for_ours_alone(name, given, answer, says):
     from vllm.v1.engine.input_processor import InputProcessor
 
     patched = getattr(InputProcessor, name)
     cell = next(c for c in patched.__closure__ if c.cell_contents is patched.__wrapped__)
     kept = cell.cell_contents
     cell.cell_contents = lambda self, *a, **k: answer
-    params = BeamSearchParams(beam_width=2, max_tokens=3)
     try:
-        assert patched(SimpleNamespace(model_config=ORDINARY), params) is answer
+        assert patched(SimpleNamespace(model_config=ORDINARY), *given) is answer
         with pytest.raises(VLLMValidationError, match=says):
-            patched(SimpleNamespace(model_config=OURS), params)
+            patched(SimpleNamespace(model_config=OURS), *given)
     finally:
         cell.cell_contents = kept
