@@ -55,23 +55,26 @@ def mode(request):
     return request.param
 
 
-@pytest.fixture
-def llm(main, mode):
-    """An engine at rest with an empty prefix cache, sync and async."""
-    llm = main(async_scheduling=mode == "async")
+def empty(llm):
     at_rest(llm)
     forget(llm)
     return llm
 
 
 @pytest.fixture
+def llm(main, mode):
+    """An engine at rest with an empty prefix cache, sync and async."""
+    return empty(main(async_scheduling=mode == "async"))
+
+
+@pytest.fixture
 def sync_llm(main):
-    return main(async_scheduling=False)
+    return empty(main(async_scheduling=False))
 
 
 @pytest.fixture
 def async_llm(main):
-    return main(async_scheduling=True)
+    return empty(main(async_scheduling=True))
 
 
 @pytest.fixture
