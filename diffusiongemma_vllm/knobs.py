@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from diffusiongemma_vllm.config import DenoiseConfig
 
 PREFIX = "diffusion_"
-MOST_STEPS = 1024  # far below 2^19, where the noise's counter would overflow
+MOST_STEPS = 1024  # far below 2^14, where the noise's counter would overflow
+MOST_REROLLS = 16  # below 2^5, likewise
 
 
 class Key(NamedTuple):
@@ -66,6 +67,7 @@ KEYS: Mapping[str, Key] = {
     "diffusion_read_only": Key(_flag),
     "diffusion_constrained": Key(_flag),
     "diffusion_template": Key(_tokens),
+    "diffusion_rerolls": Key(_whole(0, MOST_REROLLS)),
 }
 
 
@@ -78,6 +80,7 @@ class CanvasOptions:
     template: tokens that the output is held to, -1 where the model is free; empty holds none.
     read_only: the first canvas is the whole output.
     constrained: only ``logprob_token_ids`` may be written.
+    rerolls: how often the first canvas may be drawn again while it begins with the text's end.
     """
 
     rules: DenoiseConfig
@@ -85,6 +88,7 @@ class CanvasOptions:
     template: tuple[int, ...] = ()
     read_only: bool = False
     constrained: bool = False
+    rerolls: int = 0
 
 
 def canvas_options(extra: Mapping[str, Any] | None, server: DenoiseConfig) -> CanvasOptions:
@@ -111,6 +115,7 @@ def canvas_options(extra: Mapping[str, Any] | None, server: DenoiseConfig) -> Ca
         template=_template(values, rules),
         read_only=values.get("diffusion_read_only", False),
         constrained=values.get("diffusion_constrained", False),
+        rerolls=values.get("diffusion_rerolls", 0),
     )
 
 

@@ -20,6 +20,7 @@ class Canvases:
     tokens, best: [N, C] i64, what the next forward reads and the last argmax (-1 before any).
     base: [N] i64, position of the first canvas token.  width: [N] i64, tokens that fit.
     step: [N] i64, denoise steps done.  held: [N] i64, steps in a row that kept ``best``.
+    roll: [N] i64, how often the canvas was drawn again.
     """
 
     tokens: Tensor
@@ -28,6 +29,7 @@ class Canvases:
     width: Tensor
     step: Tensor
     held: Tensor
+    roll: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class SlotState:
         self.width = zeros(slots)
         self.step = zeros(slots)
         self.held = zeros(slots)
+        self.roll = zeros(slots)
         self.seed = zeros(slots)
         self.greedy = zeros(slots, dtype=torch.bool)
         self.temperature = zeros(slots, dtype=torch.float32)
@@ -124,6 +127,7 @@ class SlotState:
         return Canvases(
             tokens=self.tokens[slots], best=self.best[slots], base=self.base[slots],
             width=self.width[slots], step=self.step[slots], held=self.held[slots],
+            roll=self.roll[slots],
         )
 
     def begin(self, slots: Tensor, base: Tensor, noise: Tensor, where: Tensor) -> None:
@@ -131,13 +135,26 @@ class SlotState:
 
         base: [N] i64, position after the last token in the cache.  noise: [N, C] i64.
         """
-        row = where[:, None]
         width = torch.minimum(self.limit - base, self.knobs.canvas_length[slots]).clamp(min=0)
         self.phase[slots] = torch.where(where, DENOISE, self.phase[slots])
-        self.tokens[slots] = torch.where(row, noise, self.tokens[slots])
-        self.best[slots] = torch.where(row, -1, self.best[slots])
         self.base[slots] = torch.where(where, base, self.base[slots])
         self.width[slots] = torch.where(where, width, self.width[slots])
+        self.roll[slots] = torch.where(where, 0, self.roll[slots])
+        self._forget(slots, noise, where)
+
+    def again(self, slots: Tensor, noise: Tensor, where: Tensor) -> None:
+        """Draw the settled canvas in those ``slots`` [N] again where ``where`` [N] bool holds.
+
+        noise: [N, C] i64.
+        """
+        self.phase[slots] = torch.where(where, DENOISE, self.phase[slots])
+        self.roll[slots] = torch.where(where, self.roll[slots] + 1, self.roll[slots])
+        self._forget(slots, noise, where)
+
+    def _forget(self, slots: Tensor, noise: Tensor, where: Tensor) -> None:
+        row = where[:, None]
+        self.tokens[slots] = torch.where(row, noise, self.tokens[slots])
+        self.best[slots] = torch.where(row, -1, self.best[slots])
         self.step[slots] = torch.where(where, 0, self.step[slots])
         self.held[slots] = torch.where(where, 0, self.held[slots])
 

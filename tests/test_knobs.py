@@ -63,6 +63,7 @@ REFUSED = [
     ({"pinned": [4], "seed_canvas": [1, 2, 3, 4]}, "places of the canvas, 0..3"),
     ({"template": [-2]}, "tokens of -1..9"),
     ({"template": [1], "pinned": [1], "seed_canvas": [1, 2, 3, 4]}, "not both"),
+    ({"rerolls": 17}, "diffusion_rerolls must be a whole number of 0..16, got 17"),
     ({"read_only": 2}, "true or false"), ({"read_only": "yes"}, "true or false"),
 ]
 

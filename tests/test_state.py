@@ -91,6 +91,21 @@ def test_a_settled_canvas_becomes_the_best_guess(state):
     assert state.tokens[1].tolist() == [5, 6, 7, 8] and state.phase[1] == COMMIT
 
 
+def test_a_canvas_is_drawn_again(state):
+    begin(state, 1, base=2)
+    slot = torch.tensor([1])
+    state.apply(slot, result([1, 2, 3, 4], [5, 6, 7, 8], done=True), torch.ones(1, 4, 2), YES)
+    state.again(slot, torch.tensor([[4, 4, 4, 4]]), torch.tensor([False]))
+    assert state.phase[1] == COMMIT and state.roll[1] == 0
+    state.again(slot, torch.tensor([[4, 4, 4, 4]]), YES)
+    canvas = state.gather(slot)
+    assert state.phase[1] == DENOISE and canvas.tokens.tolist() == [[4, 4, 4, 4]]
+    assert (canvas.base, canvas.step, canvas.held, canvas.roll) == (2, 0, 0, 1)
+    assert canvas.best.tolist() == [[-1] * 4] and state.soft[1].abs().sum() == 0
+    begin(state, 1, base=6)
+    assert state.roll[1] == 0, "counted for each canvas"
+
+
 def test_a_step_of_a_request_that_does_not_denoise_changes_nothing(state):
     begin(state, 0, base=2)
     state.phase[0] = COMMIT

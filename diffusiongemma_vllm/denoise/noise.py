@@ -10,6 +10,15 @@ import torch
 from torch import Tensor
 
 SAMPLE, CANVAS = 0, 1
+STEP_BITS = 14
+
+
+def rolled(step: Tensor, roll: Tensor) -> Tensor:
+    """The step to count for a canvas that was drawn ``roll`` [N] times before: noise of its own.
+
+    step: [N] i64, below 2^14.  roll: below 2^5.
+    """
+    return step | (roll << STEP_BITS)
 
 
 def counters(base: Tensor, step: Tensor, length: int, purpose: int) -> Tensor:

@@ -18,7 +18,7 @@ CAUSAL = (
 )
 WRITES = (
     "diffusion_template", "diffusion_pinned", "diffusion_seed_canvas", "diffusion_constrained",
-    "diffusion_read_only",
+    "diffusion_read_only", "diffusion_rerolls",
 )
 REASONS = {
     "prompt_logprobs": CAUSAL,

@@ -17,13 +17,15 @@ class Report:
     forwards: of prompt, canvases and committed text, those before a preemption too.
     canvases: for each that gave text, its denoise ``steps``, the ``tokens`` it gave, and why it
         ``stopped``: "settled" before the step limit, at the "step_limit", or with its
-        "constraint" met by the beginning alone.
+        "constraint" met by the beginning alone; and ``rerolls``, where it was drawn again: its
+        steps are those of the last time.
     """
 
     rules: DenoiseConfig
     forwards: int = 0
     canvases: list[dict[str, Any]] = field(default_factory=list)
     _steps: int = 0
+    _rerolls: int = 0
 
     def forward(self, *, denoised: bool) -> None:
         self.forwards += 1
@@ -31,15 +33,23 @@ class Report:
 
     def restart(self) -> None:
         """The canvas under way is lost to a preemption."""
-        self._steps = 0
+        self._steps = self._rerolls = 0
+
+    def rerolled(self, times: int) -> None:
+        """The canvas under way has been drawn again so often."""
+        if times > self._rerolls:
+            self._steps, self._rerolls = 0, times
 
     def emit(self, tokens: int, *, width: int) -> None:
         """A canvas of ``width`` tokens gave text."""
         stopped = "step_limit" if self._steps >= self.rules.last_step else "settled"
         if tokens < width:
             stopped = "constraint"
-        self.canvases.append({"steps": self._steps, "tokens": tokens, "stopped": stopped})
-        self._steps = 0
+        canvas = {"steps": self._steps, "tokens": tokens, "stopped": stopped}
+        if self._rerolls:
+            canvas["rerolls"] = self._rerolls
+        self.canvases.append(canvas)
+        self._steps = self._rerolls = 0
 
     def told(self) -> dict[str, Any]:
         """A copy for the output."""

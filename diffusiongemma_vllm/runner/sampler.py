@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.states import RequestState
@@ -19,19 +18,21 @@ from diffusiongemma_kernels.row_probs.op import row_probs
 from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.denoise import edits, rows
-from diffusiongemma_vllm.denoise.edits import Edit, Pin, Scene
-from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters
+from diffusiongemma_vllm.denoise.edits import Scene
+from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters, rolled
+from diffusiongemma_vllm.denoise.reroll import Reroll
 from diffusiongemma_vllm.denoise.schedule import LinearSchedule
 from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.soft_embed import soft_embed
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
 from diffusiongemma_vllm.denoise.walk import Walk
-from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
+from diffusiongemma_vllm.knobs import canvas_options
 from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.request import RequestOptions, request_options
 from diffusiongemma_vllm.runner.constraint import GrammarConstraint
-from diffusiongemma_vllm.runner.edits import ThoughtMarks, build
+from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.scores import gather
+from diffusiongemma_vllm.runner.special import Special, special_of
 from diffusiongemma_vllm.state import (
     COMMIT,
     DENOISE,
@@ -44,31 +45,6 @@ from diffusiongemma_vllm.state import (
 WALK = Walk(threshold=0.1)
 SHORT_TEXT, SHORT_STEPS = 4, 8  # tokens that a constraint left of a canvas, steps for the next
 TILE_CANVASES = 4  # canvases whose [rows, vocabulary] logits are in memory at a time
-
-
-@dataclass(frozen=True)
-class Special:
-    """A request that does more than denoise: what its slot needs of it, on the device.
-
-    start: [C] i64, what its first canvas starts from, if not from noise.
-    """
-
-    options: RequestOptions
-    rules: DenoiseConfig
-    edits: tuple[Edit, ...]
-    pin: Pin | None
-    start: Tensor | None
-    score_ids: Tensor | None
-    constraint: GrammarConstraint | None
-
-    @property
-    def bends(self) -> bool:
-        """Whether tokens are drawn from other distributions than the model's."""
-        return self.options.filtered or bool(self.edits) or self.constraint is not None
-
-    @property
-    def any(self) -> bool:
-        return self.bends or self.start is not None or self.options.scores is not None
 
 
 class DiffusionSampler:
@@ -102,31 +78,13 @@ class DiffusionSampler:
         options = request_options(params)
         asked = canvas_options(params.extra_args, self.config)
         self.state.add(slot, options, asked.rules)
-        special = self._special(options, asked, self.constrain(params))
+        special = special_of(
+            options, asked, self.constrain(params), self.marks, self.config.canvas_length,
+            self.state.phase.device,
+        )
         self.special.pop(slot, None)
         if special.any:
             self.special[slot] = special
-
-    def _special(
-        self, options: RequestOptions, asked: CanvasOptions, constraint: GrammarConstraint | None
-    ) -> Special:
-        device = self.state.phase.device
-
-        def tokens(ids: tuple[int, ...]) -> Tensor | None:
-            return torch.tensor(ids, device=device) if ids else None
-
-        if asked.constrained:
-            options = replace(options, only=options.score_ids)
-        template = tokens(asked.template)
-        pin = None if template is None else Pin(template)
-        own = build(options, device, self.marks)
-        start = tokens(asked.seed_canvas)
-        if start is not None:
-            start = pad(start, (0, self.config.canvas_length - len(start)))
-        own = own if pin is None else (*own, pin)
-        return Special(
-            options, asked.rules, own, pin, start, tokens(options.score_ids), constraint,
-        )
 
     def apply_staged_writes(self) -> None:
         """Nothing is staged: ``add_request`` writes its slot."""
@@ -155,12 +113,13 @@ class DiffusionSampler:
         elif hidden.shape[0]:
             self._rehearse(hidden)
         begins = prompt_done | (phase == COMMIT)
-        fresh = self._start(slots, batch.idx_mapping_np[:count], ends)
+        never = torch.zeros_like(ends)
+        fresh = self._start(slots, batch.idx_mapping_np[:count], ends, never)
         self.state.begin(slots, ends, fresh, begins)
         return SamplerOutput(
             sampled_token_ids=sampled,
             logprobs_tensors=scores,
-            num_nans=None,
+            num_nans=self._rolls(slots, batch.idx_mapping_np[:count]),
             num_sampled=emitted,
             num_rejected=torch.where(denoising, starts.diff(), 0).to(torch.int32),
         )
@@ -194,12 +153,17 @@ class DiffusionSampler:
         soft = torch.empty_like(hidden)
         for tile in self._tiles(slots_np):
             self._guess_tile(hidden, canvas, slots, slots_np, tile, guess, soft)
-        noise = self._noise(slots, canvas.base, canvas.step + 1)
+        noise = self._noise(slots, canvas.base, rolled(canvas.step + 1, canvas.roll))
         rules = DenoiseRules.of(self.state.knobs.at(slots))
         result = denoise(rules, canvas, guess, noise)
         lengths = torch.where(denoising & result.done, canvas.width, 0)
         result = self._walk(hidden, canvas, slots_np, result, lengths)
         self.state.apply(slots, result, soft, denoising)
+        if self._rerolls(slots_np):
+            empty = self._empty(canvas, slots_np, result.best) & (lengths > 0)
+            lengths = torch.where(empty, 0, lengths)
+            fresh = self._start(slots, slots_np, canvas.base, canvas.roll + 1)
+            self.state.again(slots, fresh, empty)
         return result.best.to(torch.int32), lengths.to(torch.int32)
 
     def _walk(
@@ -229,6 +193,27 @@ class DiffusionSampler:
             steps = min(most, SHORT_STEPS) if len(text) < SHORT_TEXT else most
             self.state.knobs.last_step[slot] = steps
         return replace(result, best=best)
+
+    def _rerolls(self, slots_np: np.ndarray) -> dict[int, Reroll]:
+        """Those that the requests of a batch ask for, by their place."""
+        specials = (self.special.get(slot) for slot in slots_np.tolist())
+        return {i: one.reroll for i, one in enumerate(specials) if one and one.reroll}
+
+    def _empty(self, canvas: Canvases, slots_np: np.ndarray, text: Tensor) -> Tensor:
+        """Which canvases ``text`` [N, C] must be drawn again, once settled.   ->  [N] bool"""
+        found = torch.zeros_like(canvas.roll, dtype=torch.bool)
+        for i, reroll in self._rerolls(slots_np).items():
+            first = canvas.base[i] == int(self.req_states.prompt_len.np[slots_np[i]])
+            found[i] = first & reroll(text[i], canvas.roll[i])
+        return found
+
+    def _rolls(self, slots: Tensor, slots_np: np.ndarray) -> Tensor | None:
+        """How often each canvas of a batch was drawn again, [N] i32; None where none can be.
+
+        vLLM takes it for a count of NaNs, which is the one number a request that it carries to the
+        scheduler.
+        """
+        return self.state.roll[slots].to(torch.int32) if self._rerolls(slots_np) else None
 
     def _constraint(self, slot: int) -> GrammarConstraint | None:
         special = self.special.get(slot)
@@ -268,7 +253,8 @@ class DiffusionSampler:
         heat = schedule(step) * self.state.temperature[own]
         temperature = heat.repeat_interleave(length, output_size=len(tile) * length)
         seed = self.state.seed[own].repeat_interleave(length, output_size=len(tile) * length)
-        counter = counters(canvas.base[pick], step, length, SAMPLE).flatten()
+        draw = rolled(step, canvas.roll[pick])
+        counter = counters(canvas.base[pick], draw, length, SAMPLE).flatten()
         logits = self.model.project(hidden[pick].flatten(0, 1))
         softcap: float | None = self.softcap
         special = [self.special.get(int(slots_np[i])) for i in tile]
@@ -344,9 +330,11 @@ class DiffusionSampler:
             )
         return parts
 
-    def _start(self, slots: Tensor, slots_np: np.ndarray, base: Tensor) -> Tensor:
-        """What new canvases at ``base`` [N] start from.   ->  [N, C] i64"""
-        tokens = self._noise(slots, base, torch.zeros_like(base))
+    def _start(
+        self, slots: Tensor, slots_np: np.ndarray, base: Tensor, roll: Tensor
+    ) -> Tensor:
+        """What canvases at ``base`` [N] start from the ``roll``-th [N] time.   ->  [N, C] i64"""
+        tokens = self._noise(slots, base, rolled(torch.zeros_like(base), roll))
         for i, slot in enumerate(slots_np.tolist()):
             special = self.special.get(slot)
             if special is None:

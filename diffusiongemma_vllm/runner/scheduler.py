@@ -123,6 +123,8 @@ class CanvasScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> Any:
         drafted = scheduler_output.scheduled_spec_decode_tokens
+        rerolls = model_runner_output.num_nans_in_logits or {}  # see the sampler's ``_rolls``
+        model_runner_output.num_nans_in_logits = None
         told = {}
         for request_id in scheduler_output.num_scheduled_tokens:
             request = self.requests.get(request_id)
@@ -134,6 +136,7 @@ class CanvasScheduler(Scheduler):
                 del drafted[request_id]  # these rows were a commit: nothing to reject
             report = told[request_id] = self.reports[request_id]
             report.forward(denoised=request_id in drafted)
+            report.rerolled(rerolls.get(request_id, 0))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for some in outputs.values():
             for output in some.outputs:

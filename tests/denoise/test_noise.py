@@ -3,7 +3,7 @@
 import torch
 
 from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
-from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters
+from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters, rolled
 
 
 def one(base, step, length=4, purpose=SAMPLE):
@@ -28,6 +28,16 @@ def test_no_two_draws_share_a_counter():
 def test_the_largest_fits_an_i64():
     last = one(262144 * 8, (1 << 19) - 1, 256, CANVAS)
     assert (last > 0).all() and last.unique().numel() == 256
+
+
+def test_a_canvas_drawn_again_has_noise_of_its_own():
+    """The last step of 16,384 and the last roll of 32 run into nothing."""
+    seen = {
+        one(base, int(rolled(torch.tensor(step), torch.tensor(roll))), 1).item()
+        for base in (0, 1) for step in (0, 1, 1024, (1 << 14) - 1) for roll in (0, 1, 31)
+    }
+    assert len(seen) == 2 * 4 * 3
+    assert int(rolled(torch.tensor(7), torch.tensor(0))) == 7
 
 
 def test_a_position_does_not_depend_on_where_its_canvas_begins():

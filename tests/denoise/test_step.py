@@ -18,7 +18,7 @@ def canvas(best=(-1, -1, -1), *, held=0, step=0, width=3):
     return Canvases(
         tokens=torch.zeros(1, 3, dtype=torch.int64), best=torch.tensor([best]),
         base=torch.tensor([0]), width=torch.tensor([width]), step=torch.tensor([step]),
-        held=torch.tensor([held]),
+        held=torch.tensor([held]), roll=torch.tensor([0]),
     )
 
 
