@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import Any
 
+from vllm import envs
 from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
 from vllm.logger import init_logger
@@ -60,8 +62,13 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
     reasons = {
         "speculative_config": vllm_config.speculative_config is not None
         and "a canvas is drafted and checked by the model itself; drop --speculative-config",
-        "logits_processors": bool(model.logits_processors)
-        and "per-row processors are not supported on a canvas; drop --logits-processors",
+        "logits_processors": bool(model.logits_processors or _installed_processors())
+        and "custom logits processors are not called for a canvas, whose tokens are all drawn at "
+        "once; drop --logits-processors, and uninstall packages that register any "
+        f"(found: {', '.join(_installed_processors()) or 'none'})",
+        "VLLM_COMPUTE_NANS_IN_LOGITS": envs.VLLM_COMPUTE_NANS_IN_LOGITS
+        and "logits are projected in parts that are not kept; unset it and "
+        "VLLM_RAISE_ON_LOGIT_NANS",
         "tensor_parallel_size": parallel.tensor_parallel_size > 1
         and "only one GPU is supported; serve one replica a GPU with --data-parallel-size",
         "decode_context_parallel_size": parallel.decode_context_parallel_size > 1
@@ -83,6 +90,11 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
             "VLLM_USE_RUST_FRONTEND bypasses the plugin's request checks and parsers; unset it to "
             "serve DiffusionGemma"
         )
+
+
+def _installed_processors() -> list[str]:
+    """vLLM's V2 runner loads logits processors that packages register, asked for or not."""
+    return [entry.name for entry in entry_points(group="vllm.logits_processors")]
 
 
 def _canvas(vllm_config: Any) -> int:

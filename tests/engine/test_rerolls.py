@@ -45,7 +45,8 @@ def test_no_more_often_than_asked(llm, prompts, monkeypatch):
     told = [one.outputs[0].diffusion for one in out]
     assert [one["canvases"][0].get("rerolls") for one in told] == [None, 1, 3]
     assert [one["canvases"][0]["steps"] for one in told] == [2, 2, 2]
-    assert [forwards.kinds(name).rstrip("C") for name in "012"] == ["P" + "D" * n for n in (2, 4, 8)]
+    kinds = [forwards.kinds(name).rstrip("C") for name in "012"]
+    assert kinds == ["P" + "D" * steps for steps in (2, 4, 8)]
     assert [one["forwards"] for one in told] == [3, 5, 9]
 
 
