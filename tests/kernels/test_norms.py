@@ -67,6 +67,6 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 @pytest.mark.gpu
 def test_real_shape() -> None:
-    for rows in (256, 2048):
+    for rows in (1, 256, 2048):
         check_enter(op.enter_triton, rows, 2816, "cuda", torch.bfloat16)
         check_leave(op.leave_triton, rows, 2816, "cuda", True, torch.bfloat16)

@@ -22,8 +22,8 @@ def enter(
     experts_ptr,  # [H]
     router_ptr,  # [H]
     after_ptr,  # [4, T, H]: the sum, and what the MLP, the experts and the router read
-    T,
     H,
+    plane,  # T * H
     stride_x,
     stride_mixed,
     eps,
@@ -37,13 +37,12 @@ def enter(
     mixed *= load_row(post_ptr, 0, 0, h, mask)
     after = (load_row(x_ptr, t, stride_x, h, mask) + mixed).to(kind)
     out = after_ptr + t * H + h
-    plane = T.to(tl.int64) * H
     tl.store(out, after, mask=mask)
     normed = rms(after.to(tl.float32), H, eps)
     tl.store(out + plane, (normed * load_row(mlp_ptr, 0, 0, h, mask)).to(kind), mask=mask)
-    tl.store(out + 2 * plane, (normed * load_row(experts_ptr, 0, 0, h, mask)).to(kind), mask=mask)
+    tl.store(out + plane + plane, (normed * load_row(experts_ptr, 0, 0, h, mask)).to(kind), mask=mask)
     router = normed * load_row(router_ptr, 0, 0, h, mask) * tl.rsqrt(H.to(tl.float32))
-    tl.store(out + 3 * plane, router.to(kind), mask=mask)
+    tl.store(out + plane + plane + plane, router.to(kind), mask=mask)
 
 
 @triton.jit
@@ -57,8 +56,8 @@ def leave(
     following_ptr,  # [H]
     scalar_ptr,  # [T] or [1]
     after_ptr,  # [2, T, H]: the sum, and what the next layer reads
-    T,
     H,
+    plane,  # T * H
     stride_x,
     stride_dense,
     stride_moe,
@@ -79,4 +78,4 @@ def leave(
     out = after_ptr + t * H + h
     tl.store(out, after, mask=mask)
     normed = rms(after.to(tl.float32), H, eps) * load_row(following_ptr, 0, 0, h, mask)
-    tl.store(out + T.to(tl.int64) * H, normed.to(kind), mask=mask)
+    tl.store(out + plane, normed.to(kind), mask=mask)

@@ -33,7 +33,7 @@ def enter_triton(x: Tensor, mixed: Tensor, weights: Entry, eps: float) -> tuple[
     out = torch.empty(4, T, H, dtype=x.dtype, device=x.device)
     if T:
         _kernel.enter[(T,)](
-            x, mixed, *weights, out, T, H, x.stride(0), mixed.stride(0), eps, **_launch(H)
+            x, mixed, *weights, out, H, T * H, x.stride(0), mixed.stride(0), eps, **_launch(H)
         )
     return out.unbind()
 
@@ -67,7 +67,7 @@ def leave_triton(
     out = torch.empty(2, T, H, dtype=x.dtype, device=x.device)
     if T:
         _kernel.leave[(T,)](
-            x, dense, experts, *weights, scalar, out, T, H,
+            x, dense, experts, *weights, scalar, out, H, T * H,
             x.stride(0), dense.stride(0), experts.stride(0),
             scalar.stride(0) if scalar.ndim == 2 else 0, eps, **_launch(H),
         )  # fmt: skip
