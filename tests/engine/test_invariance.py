@@ -1,7 +1,7 @@
 """A request's text is its own: no neighbour, order, schedule or cache changes a token."""
 
 import pytest
-from engine import ask, chunked, draw_prompts, forget, serve, squeezed, texts
+from engine import ask, chunked, draw_prompts, forget, scheduler, serve, squeezed, texts
 
 pytestmark = pytest.mark.engine
 
@@ -43,6 +43,16 @@ def test_alone_async(async_llm, asks, alone):
 
 def test_beside_strangers_and_queueing(llm, asks, alone):
     assert texts(serve(llm, asks)) == alone
+
+
+def test_all_eight_in_one_batch(engines, asks, alone):
+    llm = engines(
+        max_model_len=1024, block_size=16, max_num_seqs=8, async_scheduling=True,
+        override_generation_config={"max_denoising_steps": 4},
+    )
+    most = []
+    found = serve(llm, asks, lambda *_: most.append(len(scheduler(llm).running)))
+    assert texts(found) == alone and max(most) == 8
 
 
 def test_in_another_order(llm, asks, alone, prompts):
