@@ -153,6 +153,9 @@ class DiffusionSampler:
         soft = torch.empty_like(hidden)
         for tile in self._tiles(slots_np):
             self._guess_tile(hidden, canvas, slots, slots_np, tile, guess, soft)
+        # A row of NaN has any number for a token, and the next forward would look it up.
+        for tokens in (guess.best, guess.sample):
+            tokens.clamp_(0, self.config.vocab_size - 1)
         noise = self._noise(slots, canvas.base, rolled(canvas.step + 1, canvas.roll))
         rules = DenoiseRules.of(self.state.knobs.at(slots))
         result = denoise(rules, canvas, guess, noise)
