@@ -209,7 +209,8 @@ def route(capability: int):
 
 def norms(capability: int, fn):
     pointers = {name: "bf16" for name in fn.arg_names if name.endswith("_ptr")}
-    strides = divisible("H", "plane", *(name for name in fn.arg_names if name.startswith("stride_")))
+    named = (name for name in fn.arg_names if name.startswith("stride_"))
+    strides = divisible("H", "plane", *named)
     return compiling.compile_for(
         fn, pointers, strides | {"eps": "fp32"}, {"BLOCK": 4096}, capability=capability, num_warps=8
     )

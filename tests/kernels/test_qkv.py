@@ -23,7 +23,11 @@ CASES = [
     Case(3, 2, 1, 16, "fewer heads than a program takes"),
     Case(5, 7, 3, 20, "nothing divides"),
 ]
-REAL = [Case(1, 16, 8, 256, "one row"), Case(2048, 16, 8, 256, "local"), Case(2048, 16, 2, 512, "global")]
+REAL = [
+    Case(1, 16, 8, 256, "one row"),
+    Case(2048, 16, 8, 256, "local"),
+    Case(2048, 16, 2, 512, "global"),
+]
 
 
 def check(function, case: Case, device: str, dtype=torch.float32) -> None:

@@ -40,7 +40,8 @@ def enter(
     tl.store(out, after, mask=mask)
     normed = rms(after.to(tl.float32), H, eps)
     tl.store(out + plane, (normed * load_row(mlp_ptr, 0, 0, h, mask)).to(kind), mask=mask)
-    tl.store(out + plane + plane, (normed * load_row(experts_ptr, 0, 0, h, mask)).to(kind), mask=mask)
+    experts = normed * load_row(experts_ptr, 0, 0, h, mask)
+    tl.store(out + plane + plane, experts.to(kind), mask=mask)
     router = normed * load_row(router_ptr, 0, 0, h, mask) * tl.rsqrt(H.to(tl.float32))
     tl.store(out + plane + plane + plane, router.to(kind), mask=mask)
 
