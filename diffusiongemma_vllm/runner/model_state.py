@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from diffusiongemma_vllm.inputs import StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
+from diffusiongemma_vllm.runner import cpu_batch
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.rules import server_rules
@@ -30,8 +31,10 @@ class DiffusionGemmaModelState(ModelState):
         self, vllm_config: Any, model: nn.Module, encoder_cache: Any, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
-        if vllm_config.lora_config is not None and device.type == "cpu":
-            use_tiles(model.lora_manager)
+        if device.type == "cpu":
+            cpu_batch.install()
+            if vllm_config.lora_config is not None:
+                use_tiles(model.lora_manager)
         hidden = self.model_config.hf_text_config.hidden_size
         dtype = self.model_config.dtype
         assert isinstance(dtype, torch.dtype), "vLLM resolves names of dtypes"
