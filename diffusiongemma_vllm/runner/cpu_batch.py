@@ -1,7 +1,7 @@
 """On CPU: the batch kernels of vLLM's V2 model runner in plain torch.
 
 Triton's interpreter runs them too, in two thirds of a small model's time.  Each function takes and
-writes what vLLM's of the same name does (``vllm/v1/worker/gpu/input_batch.py``, ``block_table.py``);
+writes what vLLM's of the same name does (``input_batch.py``, ``block_table.py`` of its V2 runner);
 ``tests/runner/test_cpu_batch.py`` compares the two.  Removal: when vLLM's runner has a CPU path.
 """
 
