@@ -194,11 +194,14 @@ def test_more_clients_than_the_server_takes(chat):
         assert list(pool.map(lambda p: said(chat(p))[0], prompts)) == alone
 
 
-def test_a_conversation(chat):
-    """The second turn reads the first one's pages from the prefix cache."""
+def test_a_conversation(chat, server):
+    """The second turn, asked again, reads its pages from the prefix cache."""
     messages = [{"role": "user", "content": LONG}]
     messages += [{"role": "assistant", "content": said(chat(messages))[0]}]
     messages += [{"role": "user", "content": "What is 27 + 38?"}]
-    first, second = chat(messages), chat(messages)
-    assert said(first) == said(second)
+    first = chat(messages)
+    before = server.metrics()["vllm:prefix_cache_hits_total"]
+    second, third = chat(messages), chat(messages)
+    assert said(second) == said(third)
     assert first.usage.prompt_tokens > 680
+    assert server.metrics()["vllm:prefix_cache_hits_total"] >= before + 2 * 640
