@@ -12,7 +12,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from diffusiongemma_vllm.inputs import StepInputs
+from diffusiongemma_vllm.inputs import PARTS, StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
 from diffusiongemma_vllm.runner import cpu_batch
 from diffusiongemma_vllm.runner.constraint import Constraints
@@ -96,19 +96,23 @@ class DiffusionGemmaModelState(ModelState):
         count = input_batch.num_reqs
         padded = input_batch.num_reqs_after_padding if full else count
         tokens = input_batch.num_tokens_after_padding if full else input_batch.num_tokens
+        parts = self.inputs.set_parts(
+            self.slots, input_batch.idx_mapping[:count], input_batch.query_start_loc[: count + 1],
+            input_batch.seq_lens[:count], padded,
+        )
         return build_attn_metadata(
             attn_groups=attn_groups,
-            num_reqs=padded,
+            num_reqs=PARTS * padded,
             num_tokens=tokens,
-            query_start_loc_gpu=input_batch.query_start_loc,
+            query_start_loc_gpu=parts.starts,
             query_start_loc_cpu=torch.from_numpy(input_batch.query_start_loc_np),
             max_query_len=int(input_batch.num_scheduled_tokens.max()),
-            seq_lens=input_batch.seq_lens,
+            seq_lens=parts.ends,
             max_seq_len=self.max_model_len,
             block_tables=block_tables,
             slot_mappings=slot_mappings,
             kv_cache_config=kv_cache_config,
-            causal=self.inputs.set_modes(self.slots, input_batch.idx_mapping[:count], padded),
+            causal=parts.canvas,
         )
 
 

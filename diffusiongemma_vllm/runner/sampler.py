@@ -33,14 +33,7 @@ from diffusiongemma_vllm.runner.constraint import GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.scores import gather
 from diffusiongemma_vllm.runner.special import Special, special_of
-from diffusiongemma_vllm.state import (
-    COMMIT,
-    DENOISE,
-    PREFILL,
-    Canvases,
-    SlotState,
-    StepResult,
-)
+from diffusiongemma_vllm.state import DENOISE, Canvases, SlotState, StepResult
 
 WALK = Walk(threshold=0.1)
 SHORT_TEXT, SHORT_STEPS = 4, 8  # tokens that a constraint left of a canvas, steps for the next
@@ -92,36 +85,39 @@ class DiffusionSampler:
     def __call__(self, hidden: Tensor, batch: InputBatch) -> SamplerOutput:
         """hidden: [R, H], the rows of all canvases in the batch, request after request."""
         count, length = batch.num_reqs, self.config.canvas_length
-        slots = batch.idx_mapping[:count]
-        starts = batch.query_start_loc[: count + 1].long()
+        slots, slots_np = batch.idx_mapping[:count], batch.idx_mapping_np[:count]
+        rows = batch.query_start_loc[: count + 1].diff().long()
         ends = batch.seq_lens[:count].long()
-        phase = self.state.phase[slots]
-        denoising = phase == DENOISE
-        prompt_done = (phase == PREFILL) & (ends >= self.req_states.prefill_len.gpu[slots])
+        has_canvas = self.state.phase[slots] == DENOISE
+        committed = self.state.committed(slots, rows)
+        prompt_done = ~has_canvas & (ends >= self.req_states.prefill_len.gpu[slots])
         sampled = torch.zeros(count, length, dtype=torch.int32, device=hidden.device)
-        emitted = torch.zeros(count, dtype=torch.int32, device=hidden.device)
+        emitted = torch.zeros_like(ends)
         scores = None
+        self.state.commit(slots, rows)
         if batch.num_draft_tokens:
             widths = np.diff(batch.cu_num_logits_np[: count + 1])
             canvases = int((widths > 0).sum())
             whole = self._whole(hidden, widths[:canvases])
-            own = batch.idx_mapping_np[:canvases]
-            best, tokens = self._denoise(whole, slots[:canvases], own, denoising[:canvases])
+            own, own_np = slots[:canvases], slots_np[:canvases]
+            denoising = has_canvas & (rows > committed)
+            best, lengths = self._denoise(whole, own, own_np, denoising[:canvases])
+            self.state.settle(own, best, lengths)
             sampled[:canvases] = best
-            emitted[:canvases] = tokens
-            scores = gather(self._scores(whole, best, own), count, length)
+            emitted[:canvases] = lengths
+            scores = gather(self._scores(whole, best, own_np), count, length)
         elif hidden.shape[0]:
             self._rehearse(hidden)
-        begins = prompt_done | (phase == COMMIT)
-        never = torch.zeros_like(ends)
-        fresh = self._start(slots, batch.idx_mapping_np[:count], ends, never)
-        self.state.begin(slots, ends, fresh, begins)
+        base = torch.where(has_canvas, self.state.base[slots] + emitted, ends)
+        fresh = self._start(slots, slots_np, base, torch.zeros_like(base))
+        rolls = self._rolls(slots, slots_np)
+        self.state.begin(slots, base, fresh, prompt_done | (emitted > 0))
         return SamplerOutput(
             sampled_token_ids=sampled,
             logprobs_tensors=scores,
-            num_nans=self._rolls(slots, batch.idx_mapping_np[:count]),
-            num_sampled=emitted,
-            num_rejected=torch.where(denoising, starts.diff(), 0).to(torch.int32),
+            num_nans=rolls,
+            num_sampled=emitted.to(torch.int32),
+            num_rejected=torch.where(has_canvas, rows - committed, 0).to(torch.int32),
         )
 
     def _whole(self, hidden: Tensor, widths: np.ndarray) -> Tensor:
@@ -138,7 +134,7 @@ class DiffusionSampler:
     def _denoise(
         self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray, denoising: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One step of N canvases.  hidden: [N * C, H]  ->  text [N, C] i32, its length [N] i32
+        """One step of N canvases.  hidden: [N * C, H]  ->  text [N, C], its length [N], both i64
 
         The length is 0 for a canvas that is not settled yet.
         """
@@ -167,7 +163,7 @@ class DiffusionSampler:
             lengths = torch.where(empty, 0, lengths)
             fresh = self._start(slots, slots_np, canvas.base, canvas.roll + 1)
             self.state.again(slots, fresh, empty)
-        return result.best.to(torch.int32), lengths.to(torch.int32)
+        return result.best, lengths
 
     def _walk(
         self, hidden: Tensor, canvas: Canvases, slots_np: np.ndarray, result: StepResult,
@@ -327,7 +323,7 @@ class DiffusionSampler:
             logits = self._capped(self.model.project(hidden[i * length : (i + 1) * length]))
             parts.append(
                 score(
-                    logits, text[i].long(), likely=special.options.scores, ids=special.score_ids,
+                    logits, text[i], likely=special.options.scores, ids=special.score_ids,
                     normalized=self.logprobs,
                 )
             )
