@@ -25,10 +25,16 @@ PROMPT_TOKENS = 2048  # of a step's token budget, beside a canvas for every requ
 SCHEDULER = "diffusiongemma_vllm.runner.scheduler.scheduler"
 
 
-def graph_sizes(canvas: int, requests: int) -> list[int]:
-    """Rows to capture CUDA graphs for: every count of canvases up to 8, then in growing strides."""
-    counts = [*range(1, 9), *range(12, 33, 4), *range(40, 129, 8), *range(144, 1025, 16)]
-    return [canvas * n for n in sorted({min(n, requests) for n in counts})]
+def graph_sizes(canvas: int, most: int) -> list[int]:
+    """Rows to capture CUDA graphs for: every count of canvases up to 16, then in growing strides.
+
+    most: canvases' worth of rows that a step may hold.
+    """
+    counts = [
+        *range(1, 17), *range(18, 33, 2), *range(36, 65, 4), *range(72, 129, 8),
+        *range(144, 1025, 16),
+    ]
+    return [canvas * n for n in sorted({min(n, most) for n in counts})]
 
 
 class DiffusionGemmaConfig:
@@ -180,8 +186,10 @@ def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
         )
     if not sizes:
         limit = given.get("max_cudagraph_capture_size") or canvas * 1024
-        requests = vllm_config.scheduler_config.max_num_seqs
-        sizes = [size for size in graph_sizes(canvas, requests) if size <= limit]
+        scheduler = vllm_config.scheduler_config
+        # Twice a request's canvas: text to commit goes before the next one.
+        most = min(2 * scheduler.max_num_seqs, scheduler.max_num_batched_tokens // canvas)
+        sizes = [size for size in graph_sizes(canvas, most) if size <= limit]
     compilation.cudagraph_capture_sizes = sizes
     compilation.max_cudagraph_capture_size = max(sizes, default=0)
 

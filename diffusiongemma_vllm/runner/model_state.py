@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from diffusiongemma_vllm.inputs import PARTS, StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
-from diffusiongemma_vllm.runner import cpu_batch
+from diffusiongemma_vllm.runner import cpu_batch, graphs
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.rules import server_rules
@@ -31,6 +31,7 @@ class DiffusionGemmaModelState(ModelState):
         self, vllm_config: Any, model: nn.Module, encoder_cache: Any, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        graphs.install()
         if device.type == "cpu":
             cpu_batch.install()
             if vllm_config.lora_config is not None:
