@@ -21,6 +21,7 @@ from diffusiongemma_vllm.runner.rules import server_rules
 logger = init_logger("vllm.diffusiongemma")
 
 DEFAULT_REQUESTS = 32
+LAUNCHES_SHOW = 16  # canvases of a step that takes the GPU no longer than the host without a graph
 PROMPT_TOKENS = 2048  # of a step's token budget, beside a canvas for every request
 SCHEDULER = "diffusiongemma_vllm.runner.scheduler.scheduler"
 
@@ -187,8 +188,11 @@ def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
     if not sizes:
         limit = given.get("max_cudagraph_capture_size") or canvas * 1024
         scheduler = vllm_config.scheduler_config
-        # Twice a request's canvas: text to commit goes before the next one.
-        most = min(2 * scheduler.max_num_seqs, scheduler.max_num_batched_tokens // canvas)
+        # Text to commit goes before the next canvas of a request: up to two canvases of rows each.
+        # A step of many canvases hides its launches anyway.
+        requests = scheduler.max_num_seqs
+        most = min(2 * requests, max(requests, LAUNCHES_SHOW))
+        most = min(most, scheduler.max_num_batched_tokens // canvas)
         sizes = [size for size in graph_sizes(canvas, most) if size <= limit]
     compilation.cudagraph_capture_sizes = sizes
     compilation.max_cudagraph_capture_size = max(sizes, default=0)
