@@ -163,17 +163,17 @@ class SlotState:
         self.step[slots] = torch.where(where, 0, self.step[slots])
         self.held[slots] = torch.where(where, 0, self.held[slots])
 
-    def apply(self, slots: Tensor, result: StepResult, soft: Tensor, where: Tensor) -> None:
-        """Write a step's result into those ``slots`` [N] where ``where`` [N] bool holds.
+    def believe(self, slots: Tensor, soft: Tensor) -> None:
+        """Keep the soft embeddings [N, C, H] of a step; a canvas at its first step reads none."""
+        self.soft[slots] = soft.to(self.soft.dtype)
 
-        soft: [N, C, H].
-        """
+    def apply(self, slots: Tensor, result: StepResult, where: Tensor) -> None:
+        """Write a step's result into those ``slots`` [N] where ``where`` [N] bool holds."""
         row = where[:, None]
         self.tokens[slots] = torch.where(row, result.tokens, self.tokens[slots])
         self.best[slots] = torch.where(row, result.best, self.best[slots])
         self.step[slots] = torch.where(where, self.step[slots] + 1, self.step[slots])
         self.held[slots] = torch.where(where, result.held, self.held[slots])
-        self.soft[slots] = torch.where(row[:, :, None], soft.to(self.soft.dtype), self.soft[slots])
 
     def settle(self, slots: Tensor, text: Tensor, lengths: Tensor) -> None:
         """Keep what the next forward of those ``slots`` [N] commits.

@@ -50,8 +50,9 @@ def state_of(device):
 def rows_of(case, device):
     counts = torch.tensor(case.rows, dtype=torch.int64)
     starts = torch.tensor([0, *case.rows]).cumsum(0)
-    numbers = [torch.tensor(case.slots, dtype=torch.int64), starts.to(torch.int32), (counts + 20).to(torch.int32)]
-    return Rows(*(x.to(device) for x in numbers))
+    slots = torch.tensor(case.slots, dtype=torch.int64)
+    ends = (counts + 20).to(torch.int32)
+    return Rows(slots.to(device), starts.to(torch.int32).to(device), ends.to(device))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
