@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.request import RequestOptions
 
-PREFILL, DENOISE, COMMIT = 0, 1, 2
+PREFILL, DENOISE = 0, 1
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,9 @@ class StepResult:
 class SlotState:
     """One row per request slot; rows are reused, ``add`` resets a row.
 
+    A settled canvas leaves its text in ``text``, ``pending`` tokens of it, and the next canvas
+    begins behind it at once: the forward that computes the text may denoise that canvas too.
+
     Args:
         slots: number of requests that run at once.
         hidden: width of the soft embedding that conditions the next step.
@@ -102,6 +105,8 @@ class SlotState:
 
         self.phase = zeros(slots, dtype=torch.int32)
         self.tokens = zeros(slots, length)
+        self.text = zeros(slots, length)
+        self.pending = zeros(slots)
         self.best = zeros(slots, length)
         self.base = zeros(slots)
         self.width = zeros(slots)
@@ -118,6 +123,7 @@ class SlotState:
         """Give a slot to a request that has nothing in the cache yet."""
         self.knobs.set(slot, rules or self.config)
         self.phase[slot] = PREFILL
+        self.pending[slot] = 0
         self.seed[slot] = options.seed
         self.greedy[slot] = options.greedy
         self.temperature[slot] = 1.0 if options.greedy else options.temperature
@@ -133,7 +139,7 @@ class SlotState:
     def begin(self, slots: Tensor, base: Tensor, noise: Tensor, where: Tensor) -> None:
         """Start a new canvas in those ``slots`` [N] where ``where`` [N] bool holds.
 
-        base: [N] i64, position after the last token in the cache.  noise: [N, C] i64.
+        base: [N] i64, position after the last token of the text.  noise: [N, C] i64.
         """
         width = torch.minimum(self.limit - base, self.knobs.canvas_length[slots]).clamp(min=0)
         self.phase[slots] = torch.where(where, DENOISE, self.phase[slots])
@@ -147,7 +153,6 @@ class SlotState:
 
         noise: [N, C] i64.
         """
-        self.phase[slots] = torch.where(where, DENOISE, self.phase[slots])
         self.roll[slots] = torch.where(where, self.roll[slots] + 1, self.roll[slots])
         self._forget(slots, noise, where)
 
@@ -158,16 +163,31 @@ class SlotState:
         self.step[slots] = torch.where(where, 0, self.step[slots])
         self.held[slots] = torch.where(where, 0, self.held[slots])
 
-    def apply(self, slots: Tensor, result: StepResult, soft: Tensor, where: Tensor) -> None:
-        """Write a step's result into those ``slots`` [N] where ``where`` [N] bool holds.
+    def believe(self, slots: Tensor, soft: Tensor) -> None:
+        """Keep the soft embeddings [N, C, H] of a step; a canvas at its first step reads none."""
+        self.soft[slots] = soft.to(self.soft.dtype)
 
-        A settled canvas becomes the text to commit.  soft: [N, C, H].
-        """
+    def apply(self, slots: Tensor, result: StepResult, where: Tensor) -> None:
+        """Write a step's result into those ``slots`` [N] where ``where`` [N] bool holds."""
         row = where[:, None]
-        tokens = torch.where(result.done[:, None], result.best, result.tokens)
-        self.phase[slots] = torch.where(where & result.done, COMMIT, self.phase[slots])
-        self.tokens[slots] = torch.where(row, tokens, self.tokens[slots])
+        self.tokens[slots] = torch.where(row, result.tokens, self.tokens[slots])
         self.best[slots] = torch.where(row, result.best, self.best[slots])
         self.step[slots] = torch.where(where, self.step[slots] + 1, self.step[slots])
         self.held[slots] = torch.where(where, result.held, self.held[slots])
-        self.soft[slots] = torch.where(row[:, :, None], soft.to(self.soft.dtype), self.soft[slots])
+
+    def settle(self, slots: Tensor, text: Tensor, lengths: Tensor) -> None:
+        """Keep what the next forward of those ``slots`` [N] commits.
+
+        text: [N, C] i64.  lengths: [N] i64, tokens of it; 0 leaves a slot as it is.
+        """
+        where = lengths > 0
+        self.text[slots] = torch.where(where[:, None], text, self.text[slots])
+        self.pending[slots] = torch.where(where, lengths, self.pending[slots])
+
+    def committed(self, slots: Tensor, rows: Tensor) -> Tensor:
+        """How many of the ``rows`` [N] of a forward commit text.   ->  [N] i64"""
+        return torch.minimum(self.pending[slots], rows)
+
+    def commit(self, slots: Tensor, rows: Tensor) -> None:
+        """A forward of ``rows`` [N] is done."""
+        self.pending[slots] -= self.committed(slots, rows)

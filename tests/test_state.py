@@ -5,7 +5,7 @@ import torch
 
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.request import RequestOptions
-from diffusiongemma_vllm.state import COMMIT, DENOISE, PREFILL, SlotState, StepResult
+from diffusiongemma_vllm.state import DENOISE, PREFILL, SlotState, StepResult
 
 CONFIG = DenoiseConfig(
     canvas_length=4, vocab_size=100, max_steps=8, t_min=0.4, t_max=0.8, entropy_bound=0.1,
@@ -37,8 +37,9 @@ def result(tokens, best, *, held=0, done=False):
 
 
 def test_a_new_request_starts_with_its_prompt(state):
-    state.phase[1] = COMMIT
+    state.phase[1], state.pending[1] = DENOISE, 3
     state.add(1, options(seed=11, temperature=0.5))
+    assert state.pending[1] == 0
     assert state.phase.tolist() == [PREFILL, PREFILL, PREFILL]
     assert state.seed[1] == 11 and state.temperature[1] == 0.5 and not state.greedy[1]
 
@@ -76,27 +77,44 @@ def test_begin_leaves_the_others_alone(state):
 def test_a_step_that_goes_on(state):
     begin(state, 1, base=2)
     soft = torch.arange(8.0).view(1, 4, 2)
-    state.apply(torch.tensor([1]), result([1, 2, 3, 4], [5, 6, 7, 8], held=2), soft, YES)
+    state.believe(torch.tensor([1]), soft)
+    state.apply(torch.tensor([1]), result([1, 2, 3, 4], [5, 6, 7, 8], held=2), YES)
     canvas = state.gather(torch.tensor([1]))
     assert canvas.tokens.tolist() == [[1, 2, 3, 4]] and canvas.best.tolist() == [[5, 6, 7, 8]]
     assert (canvas.step, canvas.held, state.phase[1]) == (1, 2, DENOISE)
     assert torch.equal(state.soft[1], soft[0])
 
 
-def test_a_settled_canvas_becomes_the_best_guess(state):
+def settle(state, slot, text, length):
+    state.settle(torch.tensor([slot]), torch.tensor([text]), torch.tensor([length]))
+
+
+def test_a_settled_canvas_is_text_to_commit(state):
+    """All of it, or as much as goes out; the next canvas begins beside it."""
     begin(state, 1, base=2)
-    state.apply(
-        torch.tensor([1]), result([1, 2, 3, 4], [5, 6, 7, 8], done=True), torch.zeros(1, 4, 2), YES
-    )
-    assert state.tokens[1].tolist() == [5, 6, 7, 8] and state.phase[1] == COMMIT
+    settle(state, 1, [5, 6, 7, 8], 3)
+    begin(state, 1, base=5, noise=(1, 2, 3, 4))
+    assert state.text[1].tolist() == [5, 6, 7, 8] and state.pending[1] == 3
+    assert state.tokens[1].tolist() == [1, 2, 3, 4] and state.base[1] == 5
+    settle(state, 1, [0, 0, 0, 0], 0)
+    assert state.text[1].tolist() == [5, 6, 7, 8] and state.pending[1] == 3
+
+
+@pytest.mark.parametrize(("rows", "committed"), [(0, 0), (2, 2), (4, 4), (8, 4)])
+def test_a_forward_commits_text_before_anything_else(state, rows, committed):
+    settle(state, 1, [5, 6, 7, 8], 4)
+    slots, rows = torch.tensor([0, 1]), torch.tensor([rows, rows])
+    assert state.committed(slots, rows).tolist() == [0, committed]
+    state.commit(slots, rows)
+    assert state.pending.tolist() == [0, 4 - committed, 0]
 
 
 def test_a_canvas_is_drawn_again(state):
     begin(state, 1, base=2)
     slot = torch.tensor([1])
-    state.apply(slot, result([1, 2, 3, 4], [5, 6, 7, 8], done=True), torch.ones(1, 4, 2), YES)
+    state.apply(slot, result([1, 2, 3, 4], [5, 6, 7, 8], done=True), YES)
     state.again(slot, torch.tensor([[4, 4, 4, 4]]), torch.tensor([False]))
-    assert state.phase[1] == COMMIT and state.roll[1] == 0
+    assert state.step[1] == 1 and state.roll[1] == 0
     state.again(slot, torch.tensor([[4, 4, 4, 4]]), YES)
     canvas = state.gather(slot)
     assert state.phase[1] == DENOISE and canvas.tokens.tolist() == [[4, 4, 4, 4]]
@@ -108,13 +126,10 @@ def test_a_canvas_is_drawn_again(state):
 
 def test_a_step_of_a_request_that_does_not_denoise_changes_nothing(state):
     begin(state, 0, base=2)
-    state.phase[0] = COMMIT
     state.apply(
-        torch.tensor([0]), result([1, 2, 3, 4], [5, 6, 7, 8], done=True), torch.ones(1, 4, 2),
-        torch.tensor([False]),
+        torch.tensor([0]), result([1, 2, 3, 4], [5, 6, 7, 8], done=True), torch.tensor([False])
     )
     assert state.tokens[0].tolist() == [9, 8, 7, 6] and state.step[0] == 0
-    assert state.phase[0] == COMMIT and state.soft[0].abs().sum() == 0
 
 
 def test_slots_in_any_order(state):

@@ -1,4 +1,4 @@
-"""Our attention as a vLLM backend: paged keys, every request causal or a whole canvas.
+"""Our attention as a vLLM backend: paged keys, every run of rows causal or a whole canvas.
 
 The canvas mask rule is the kernel's (``diffusiongemma_kernels.attention``): a row of a prompt or of
 a commit sees itself and what came before, within the window; every row of a canvas sees the same
@@ -51,15 +51,17 @@ class CanvasMetadataBuilder(AttentionMetadataBuilder[CanvasMetadata]):
         fast_build: bool = False,
     ) -> CanvasMetadata:
         common = common_attn_metadata
-        assert isinstance(common.causal, Tensor), "the model state says which requests are causal"
+        canvas, tables = common.causal, common.block_table_tensor
+        assert isinstance(canvas, Tensor), "the model state says which rows are a canvas's"
         return CanvasMetadata(
             Batch(
                 query_start_loc=common.query_start_loc,
                 seq_lens=common.seq_lens,
-                block_table=common.block_table_tensor,
-                canvas=common.causal,
+                block_table=tables,
+                canvas=canvas,
                 max_query_len=common.max_query_len,
                 max_seq_len=common.max_seq_len,
+                parts=canvas.shape[0] // tables.shape[0],
             )
         )
 

@@ -21,14 +21,21 @@ from diffusiongemma_vllm.runner.rules import server_rules
 logger = init_logger("vllm.diffusiongemma")
 
 DEFAULT_REQUESTS = 32
+LAUNCHES_SHOW = 16  # canvases of a step that takes the GPU no longer than the host without a graph
 PROMPT_TOKENS = 2048  # of a step's token budget, beside a canvas for every request
 SCHEDULER = "diffusiongemma_vllm.runner.scheduler.scheduler"
 
 
-def graph_sizes(canvas: int, requests: int) -> list[int]:
-    """Rows to capture CUDA graphs for: every count of canvases up to 8, then in growing strides."""
-    counts = [*range(1, 9), *range(12, 33, 4), *range(40, 129, 8), *range(144, 1025, 16)]
-    return [canvas * n for n in sorted({min(n, requests) for n in counts})]
+def graph_sizes(canvas: int, most: int) -> list[int]:
+    """Rows to capture CUDA graphs for: every count of canvases up to 16, then in growing strides.
+
+    most: canvases' worth of rows that a step may hold.
+    """
+    counts = [
+        *range(1, 17), *range(18, 33, 2), *range(36, 65, 4), *range(72, 129, 8),
+        *range(144, 1025, 16),
+    ]
+    return [canvas * n for n in sorted({min(n, most) for n in counts})]
 
 
 class DiffusionGemmaConfig:
@@ -180,8 +187,13 @@ def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
         )
     if not sizes:
         limit = given.get("max_cudagraph_capture_size") or canvas * 1024
-        requests = vllm_config.scheduler_config.max_num_seqs
-        sizes = [size for size in graph_sizes(canvas, requests) if size <= limit]
+        scheduler = vllm_config.scheduler_config
+        # Text to commit goes before the next canvas of a request: up to two canvases of rows each.
+        # A step of many canvases hides its launches anyway.
+        requests = scheduler.max_num_seqs
+        most = min(2 * requests, max(requests, LAUNCHES_SHOW))
+        most = min(most, scheduler.max_num_batched_tokens // canvas)
+        sizes = [size for size in graph_sizes(canvas, most) if size <= limit]
     compilation.cudagraph_capture_sizes = sizes
     compilation.max_cudagraph_capture_size = max(sizes, default=0)
 

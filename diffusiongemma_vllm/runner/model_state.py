@@ -12,11 +12,13 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from diffusiongemma_vllm.inputs import StepInputs
+from diffusiongemma_kernels.slots import Rows
+from diffusiongemma_vllm.inputs import PARTS, StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
-from diffusiongemma_vllm.runner import cpu_batch
+from diffusiongemma_vllm.runner import cpu_batch, graphs
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
+from diffusiongemma_vllm.runner.gpu_step import GpuStep
 from diffusiongemma_vllm.runner.rules import server_rules
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
 from diffusiongemma_vllm.state import SlotState
@@ -31,6 +33,7 @@ class DiffusionGemmaModelState(ModelState):
         self, vllm_config: Any, model: nn.Module, encoder_cache: Any, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
+        graphs.install()
         if device.type == "cpu":
             cpu_batch.install()
             if vllm_config.lora_config is not None:
@@ -47,11 +50,12 @@ class DiffusionGemmaModelState(ModelState):
             tokens=self.max_num_tokens, requests=self.max_num_reqs, hidden=hidden,
             dtype=dtype, device=device,
         )
+        self.gpu = GpuStep(self.slots, self.inputs) if device.type == "cuda" else None
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         marks = _marks(self.vllm_config.reasoning_config)
         ours = DiffusionSampler(
-            self.config, self.slots, self.model, sampler.req_states, marks=marks,
+            self.config, self.slots, self.model, sampler.req_states, marks=marks, gpu=self.gpu,
             constrain=Constraints(self.vllm_config, marks),
             logprobs=self.model_config.logprobs_mode == "raw_logprobs",
         )
@@ -64,13 +68,13 @@ class DiffusionGemmaModelState(ModelState):
         return None
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
-        count = input_batch.num_reqs
-        tokens = input_batch.num_tokens
-        soft, denoising = self.inputs.set_rows(
-            self.slots, input_batch.idx_mapping[:count],
-            input_batch.query_start_loc[: count + 1], input_batch.input_ids[:tokens],
-            input_batch.num_tokens_after_padding,
-        )
+        rows = _rows(input_batch)
+        ids = input_batch.input_ids[: input_batch.num_tokens]
+        padded = input_batch.num_tokens_after_padding
+        if self.gpu is not None:
+            soft, denoising = self.gpu.set_rows(rows, ids, padded)
+        else:
+            soft, denoising = self.inputs.set_rows(self.slots, rows.slots, rows.starts, ids, padded)
         if input_batch.num_draft_tokens == 0:
             return {}  # no canvas in the batch: leave self-conditioning out
         return {"soft": soft, "denoising": denoising}
@@ -96,20 +100,32 @@ class DiffusionGemmaModelState(ModelState):
         count = input_batch.num_reqs
         padded = input_batch.num_reqs_after_padding if full else count
         tokens = input_batch.num_tokens_after_padding if full else input_batch.num_tokens
+        rows = _rows(input_batch)
+        if self.gpu is not None:
+            parts = self.gpu.set_parts(rows, padded)
+        else:
+            parts = self.inputs.set_parts(self.slots, *rows, padded)
         return build_attn_metadata(
             attn_groups=attn_groups,
-            num_reqs=padded,
+            num_reqs=PARTS * padded,
             num_tokens=tokens,
-            query_start_loc_gpu=input_batch.query_start_loc,
+            query_start_loc_gpu=parts.starts,
             query_start_loc_cpu=torch.from_numpy(input_batch.query_start_loc_np),
             max_query_len=int(input_batch.num_scheduled_tokens.max()),
-            seq_lens=input_batch.seq_lens,
+            seq_lens=parts.ends,
             max_seq_len=self.max_model_len,
             block_tables=block_tables,
             slot_mappings=slot_mappings,
             kv_cache_config=kv_cache_config,
-            causal=self.inputs.set_modes(self.slots, input_batch.idx_mapping[:count], padded),
+            causal=parts.canvas,
         )
+
+
+def _rows(batch: InputBatch) -> Rows:
+    count = batch.num_reqs
+    return Rows(
+        batch.idx_mapping[:count], batch.query_start_loc[: count + 1], batch.seq_lens[:count]
+    )
 
 
 def _marks(config: Any) -> ThoughtMarks | None:

@@ -15,6 +15,8 @@ class Report:
     """Kept by the scheduler for one request, whose canvases follow ``rules``.
 
     forwards: of prompt, canvases and committed text, those before a preemption too.
+    fused: those of them that committed a canvas's text and denoised the next one.
+    steps: denoise steps of the canvas under way.
     canvases: for each that gave text, its denoise ``steps``, the ``tokens`` it gave, and why it
         ``stopped``: "settled" before the step limit, at the "step_limit", or with its
         "constraint" met by the beginning alone; and ``rerolls``, where it was drawn again: its
@@ -23,34 +25,40 @@ class Report:
 
     rules: DenoiseConfig
     forwards: int = 0
+    fused: int = 0
     canvases: list[dict[str, Any]] = field(default_factory=list)
-    _steps: int = 0
+    steps: int = 0
     _rerolls: int = 0
 
-    def forward(self, *, denoised: bool) -> None:
+    def forward(self, *, denoised: bool, committed: bool) -> None:
+        """denoised, committed: what it did, beside a prompt or a canvas of its own."""
         self.forwards += 1
-        self._steps += denoised
+        self.fused += denoised and committed
+        self.steps += denoised
 
     def restart(self) -> None:
         """The canvas under way is lost to a preemption."""
-        self._steps = self._rerolls = 0
+        self.steps = self._rerolls = 0
 
     def rerolled(self, times: int) -> None:
         """The canvas under way has been drawn again so often."""
         if times > self._rerolls:
-            self._steps, self._rerolls = 0, times
+            self.steps, self._rerolls = 0, times
 
     def emit(self, tokens: int, *, width: int) -> None:
         """A canvas of ``width`` tokens gave text."""
-        stopped = "step_limit" if self._steps >= self.rules.last_step else "settled"
+        stopped = "step_limit" if self.steps >= self.rules.last_step else "settled"
         if tokens < width:
             stopped = "constraint"
-        canvas = {"steps": self._steps, "tokens": tokens, "stopped": stopped}
+        canvas = {"steps": self.steps, "tokens": tokens, "stopped": stopped}
         if self._rerolls:
             canvas["rerolls"] = self._rerolls
         self.canvases.append(canvas)
-        self._steps = self._rerolls = 0
+        self.steps = self._rerolls = 0
 
     def told(self) -> dict[str, Any]:
         """A copy for the output."""
-        return {"forwards": self.forwards, "canvases": [dict(canvas) for canvas in self.canvases]}
+        return {
+            "forwards": self.forwards, "fused": self.fused,
+            "canvases": [dict(canvas) for canvas in self.canvases],
+        }

@@ -14,8 +14,10 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.states import RequestState
 
+from diffusiongemma_kernels.canvas_step import types as kernels
 from diffusiongemma_kernels.row_probs.op import row_probs
 from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
+from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.denoise import edits, rows
 from diffusiongemma_vllm.denoise.edits import Scene
@@ -28,19 +30,13 @@ from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
 from diffusiongemma_vllm.denoise.walk import Walk
 from diffusiongemma_vllm.knobs import canvas_options
 from diffusiongemma_vllm.model.rowwise import rowwise
-from diffusiongemma_vllm.request import RequestOptions, request_options
+from diffusiongemma_vllm.request import request_options
 from diffusiongemma_vllm.runner.constraint import GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
+from diffusiongemma_vllm.runner.gpu_step import GpuStep
 from diffusiongemma_vllm.runner.scores import gather
-from diffusiongemma_vllm.runner.special import Special, special_of
-from diffusiongemma_vllm.state import (
-    COMMIT,
-    DENOISE,
-    PREFILL,
-    Canvases,
-    SlotState,
-    StepResult,
-)
+from diffusiongemma_vllm.runner.special import Special, filtered, special_of
+from diffusiongemma_vllm.state import DENOISE, Canvases, SlotState, StepResult
 
 WALK = Walk(threshold=0.1)
 SHORT_TEXT, SHORT_STEPS = 4, 8  # tokens that a constraint left of a canvas, steps for the next
@@ -56,12 +52,12 @@ class DiffusionSampler:
 
     def __init__(
         self, config: DenoiseConfig, state: SlotState, model: Any, req_states: RequestState,
-        *, marks: ThoughtMarks | None = None, logprobs: bool = True,
+        *, marks: ThoughtMarks | None = None, logprobs: bool = True, gpu: GpuStep | None = None,
         constrain: Callable[[Any], GrammarConstraint | None] = lambda params: None,
     ) -> None:
         """marks: how thoughts are closed.  logprobs: tell log-probabilities, else logits.
 
-        constrain: makes the constraint that a request's parameters ask for.
+        gpu: the step in few launches.  constrain: makes the constraint that a request asks for.
         """
         self.config = config
         self.state = state
@@ -69,6 +65,7 @@ class DiffusionSampler:
         self.req_states = req_states
         self.marks = marks
         self.logprobs = logprobs
+        self.gpu = gpu
         self.constrain = constrain
         self.softcap = float(model.text_config.final_logit_softcapping)
         self.special: dict[int, Special] = {}
@@ -91,37 +88,72 @@ class DiffusionSampler:
 
     def __call__(self, hidden: Tensor, batch: InputBatch) -> SamplerOutput:
         """hidden: [R, H], the rows of all canvases in the batch, request after request."""
-        count, length = batch.num_reqs, self.config.canvas_length
-        slots = batch.idx_mapping[:count]
-        starts = batch.query_start_loc[: count + 1].long()
-        ends = batch.seq_lens[:count].long()
-        phase = self.state.phase[slots]
-        denoising = phase == DENOISE
-        prompt_done = (phase == PREFILL) & (ends >= self.req_states.prefill_len.gpu[slots])
-        sampled = torch.zeros(count, length, dtype=torch.int32, device=hidden.device)
-        emitted = torch.zeros(count, dtype=torch.int32, device=hidden.device)
-        scores = None
+        count, states = batch.num_reqs, self.req_states
+        slots, slots_np = batch.idx_mapping[:count], batch.idx_mapping_np[:count]
+        starts, ends = batch.query_start_loc[: count + 1], batch.seq_lens[:count]
+        whole, canvases = hidden[:0], 0
         if batch.num_draft_tokens:
             widths = np.diff(batch.cu_num_logits_np[: count + 1])
             canvases = int((widths > 0).sum())
             whole = self._whole(hidden, widths[:canvases])
-            own = batch.idx_mapping_np[:canvases]
-            best, tokens = self._denoise(whole, slots[:canvases], own, denoising[:canvases])
-            sampled[:canvases] = best
-            emitted[:canvases] = tokens
-            scores = gather(self._scores(whole, best, own), count, length)
         elif hidden.shape[0]:
             self._rehearse(hidden)
-        begins = prompt_done | (phase == COMMIT)
-        never = torch.zeros_like(ends)
-        fresh = self._start(slots, batch.idx_mapping_np[:count], ends, never)
-        self.state.begin(slots, ends, fresh, begins)
+        rolls = None
+        if self.gpu is not None and not self._steered(slots_np):
+            guess, soft = self._guess(whole, slots[:canvases], slots_np[:canvases])
+            self.state.believe(slots[:canvases], soft)
+            text, lengths, rejected = self.gpu.advance(
+                kernels.Guess(guess.best, guess.sample, guess.entropy), Rows(slots, starts, ends),
+                states.prefill_len.gpu,
+            )
+        else:
+            rows = starts.diff().long()
+            rejected = torch.where(
+                self.state.phase[slots] == DENOISE, rows - self.state.committed(slots, rows), 0
+            )
+            prompts_end = ends.long() >= states.prefill_len.gpu[slots]
+            text, lengths, rolls = self._advance(
+                whole, slots, slots_np, rows, torch.where(prompts_end, ends.long(), -1)
+            )
+        scores = self._scores(whole, text, slots_np[:canvases])
         return SamplerOutput(
-            sampled_token_ids=sampled,
-            logprobs_tensors=scores,
-            num_nans=self._rolls(slots, batch.idx_mapping_np[:count]),
-            num_sampled=emitted,
-            num_rejected=torch.where(denoising, starts.diff(), 0).to(torch.int32),
+            sampled_token_ids=text.to(torch.int32),
+            logprobs_tensors=gather(scores, count, self.config.canvas_length),
+            num_nans=rolls,
+            num_sampled=lengths.to(torch.int32),
+            num_rejected=rejected.to(torch.int32),
+        )
+
+    def _advance(
+        self, whole: Tensor, slots: Tensor, slots_np: np.ndarray, rows: Tensor, prompts: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Denoise the canvases ``whole`` [K * C, H] of the first K of N requests, commit, begin.
+
+        rows: [N] i64, of every request.  prompts: [N] i64, where prompts end, -1 where they do not.
+        ->  text [N, C], its length [N], both i64; how often canvases were drawn again, ``_rolls``
+        """
+        state, length = self.state, self.config.canvas_length
+        canvases = whole.shape[0] // length
+        has_canvas = state.phase[slots] == DENOISE
+        denoising = has_canvas & (rows > state.committed(slots, rows))
+        text = torch.zeros(len(slots_np), length, dtype=torch.int64, device=whole.device)
+        lengths = torch.zeros_like(rows)
+        state.commit(slots, rows)
+        if canvases:
+            own, own_np = slots[:canvases], slots_np[:canvases]
+            best, settled = self._denoise(whole, own, own_np, denoising[:canvases])
+            state.settle(own, best, settled)
+            text[:canvases], lengths[:canvases] = best, settled
+        base = torch.where(has_canvas, state.base[slots] + lengths, prompts)
+        fresh = self._start(slots, slots_np, base, torch.zeros_like(base))
+        rolls = self._rolls(slots, slots_np)
+        state.begin(slots, base, fresh, (~has_canvas & (prompts >= 0)) | (lengths > 0))
+        return text, lengths, rolls
+
+    def _steered(self, slots_np: np.ndarray) -> bool:
+        """Whether a request's canvases begin or end in another way than all others'."""
+        return any(
+            slot in self.special and self.special[slot].steered for slot in slots_np.tolist()
         )
 
     def _whole(self, hidden: Tensor, widths: np.ndarray) -> Tensor:
@@ -135,16 +167,12 @@ class DiffusionSampler:
             whole[i * length : i * length + width] = hidden[end - width : end]
         return whole
 
-    def _denoise(
-        self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray, denoising: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One step of N canvases.  hidden: [N * C, H]  ->  text [N, C] i32, its length [N] i32
-
-        The length is 0 for a canvas that is not settled yet.
-        """
-        length = self.config.canvas_length
+    def _guess(
+        self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray
+    ) -> tuple[Guess, Tensor]:
+        """What the logits say of N canvases, and their soft embeddings.  hidden: [N * C, H]"""
         canvas = self.state.gather(slots)
-        hidden = hidden.view(len(slots_np), length, -1)
+        hidden = hidden.view(len(slots_np), self.config.canvas_length, hidden.shape[-1])
         guess = Guess(
             best=torch.empty_like(canvas.tokens),
             sample=torch.empty_like(canvas.tokens),
@@ -153,21 +181,34 @@ class DiffusionSampler:
         soft = torch.empty_like(hidden)
         for tile in self._tiles(slots_np):
             self._guess_tile(hidden, canvas, slots, slots_np, tile, guess, soft)
+        return guess, soft
+
+    def _denoise(
+        self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray, denoising: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One step of N canvases.  hidden: [N * C, H]  ->  text [N, C], its length [N], both i64
+
+        The length is 0 for a canvas that is not settled yet.
+        """
+        guess, soft = self._guess(hidden, slots, slots_np)
         # A row of NaN has any number for a token, and the next forward would look it up.
         for tokens in (guess.best, guess.sample):
             tokens.clamp_(0, self.config.vocab_size - 1)
+        canvas = self.state.gather(slots)
         noise = self._noise(slots, canvas.base, rolled(canvas.step + 1, canvas.roll))
         rules = DenoiseRules.of(self.state.knobs.at(slots))
         result = denoise(rules, canvas, guess, noise)
         lengths = torch.where(denoising & result.done, canvas.width, 0)
-        result = self._walk(hidden, canvas, slots_np, result, lengths)
-        self.state.apply(slots, result, soft, denoising)
+        by_canvas = hidden.view(*canvas.tokens.shape, -1)
+        result = self._walk(by_canvas, canvas, slots_np, result, lengths)
+        self.state.believe(slots, soft)
+        self.state.apply(slots, result, denoising)
         if self._rerolls(slots_np):
             empty = self._empty(canvas, slots_np, result.best) & (lengths > 0)
             lengths = torch.where(empty, 0, lengths)
             fresh = self._start(slots, slots_np, canvas.base, canvas.roll + 1)
             self.state.again(slots, fresh, empty)
-        return result.best.to(torch.int32), lengths.to(torch.int32)
+        return result.best, lengths
 
     def _walk(
         self, hidden: Tensor, canvas: Canvases, slots_np: np.ndarray, result: StepResult,
@@ -266,7 +307,7 @@ class DiffusionSampler:
             for i, place in enumerate(tile):
                 mine = slice(i * length, (i + 1) * length)
                 logits[mine] = self._edit(logits[mine], canvas, int(slots_np[place]), place)
-            logits = self._filter(logits, temperature, [one.options for one in special if one])
+            logits = filtered(logits, temperature, [one.options for one in special if one])
             temperature, softcap = torch.ones_like(temperature), None
         stats = row_stats(logits, temperature, seed, counter, softcap=softcap)
         weight = self.model.embedding
@@ -296,27 +337,10 @@ class DiffusionSampler:
         prompt = int(self.req_states.prompt_len.np[slot])
         return Scene(self.req_states.all_token_ids.gpu[slot], base, prompt, guess, width)
 
-    def _filter(
-        self, logits: Tensor, temperature: Tensor, options: list[RequestOptions]
-    ) -> Tensor:
-        """Temperature, min-p, top-k and top-p.   [R, V] f32  ->  [R, V] f32"""
-        device, length = logits.device, self.config.canvas_length
-
-        def each(name: str) -> Tensor:
-            value = torch.tensor([getattr(one, name) for one in options], device=device)
-            return value.repeat_interleave(length)
-
-        ops: list[rows.RowOp] = [rows.Temperature(temperature)]
-        if any(one.min_p for one in options):
-            ops.append(rows.MinP(each("min_p")))
-        if any(one.top_k or one.top_p < 1.0 for one in options):
-            ops += [rows.TopK(each("top_k")), rows.TopP(each("top_p"))]
-        return rows.run(ops, logits)
-
     def _scores(
         self, hidden: Tensor, text: Tensor, slots_np: np.ndarray
     ) -> list[Scores | None]:
-        """Log-probabilities of ``text`` [N, C], for the requests that ask."""
+        """Log-probabilities of ``text`` [N, C] integers, for the requests that ask."""
         length = self.config.canvas_length
         parts: list[Scores | None] = []
         for i, slot in enumerate(slots_np.tolist()):

@@ -1,10 +1,11 @@
-"""Scheduling canvases: text goes out when a canvas settles, its KV is committed one forward later.
+"""Scheduling canvases: text goes out when a canvas settles, its KV is committed by a later forward.
 
 vLLM schedules a canvas as drafts.  A denoise step rejects all of them; the step that settles the
 canvas gives out its tokens without advancing ``num_computed_tokens``, so that the tokens are known
-but not yet computed; the next forward of the request computes them (the commit).  Prefix caching
-and block hashes follow ``num_computed_tokens`` and so only ever see committed text.  A request that
-ends with a canvas never commits it.
+but not yet computed.  The next forward of the request computes them (the commit), and where the
+token budget has room for both it denoises the next canvas as well, as drafts behind the text.
+Prefix caching and block hashes follow ``num_computed_tokens`` and so only ever see committed text.
+A request that ends with a canvas never commits it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from diffusiongemma_vllm.knobs import canvas_options
+from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
 from diffusiongemma_vllm.runner.constraint import THOUGHT_FIRST
 from diffusiongemma_vllm.runner.report import KEY, Report
 from diffusiongemma_vllm.runner.rules import server_rules
@@ -29,11 +30,13 @@ class CanvasScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rules = server_rules(self.vllm_config)
+        self.asked: dict[str, CanvasOptions] = {}
         self.reports: dict[str, Report] = {}
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
         asked = canvas_options(None if params is None else params.extra_args, self.rules)
+        self.asked[request.request_id] = asked
         self.reports[request.request_id] = Report(asked.rules)
         if params is not None and request.use_structured_output:
             thought = not self.answers_at_once(request)
@@ -53,19 +56,24 @@ class CanvasScheduler(Scheduler):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         freed = super()._free_request(request, *args, **kwargs)
+        self.asked.pop(request.request_id, None)
         self.reports.pop(request.request_id, None)
         return freed
 
-    def width(self, request: Request) -> int:
-        """Tokens of the request's next canvas: fewer than a canvas where the context ends."""
-        length = self.reports[request.request_id].rules.canvas_length
-        return max(0, min(length, self.max_model_len - request.num_tokens))
+    def width(self, request: Request, text: int = 0) -> int:
+        """Tokens of the request's next canvas: fewer than a canvas where the context ends.
+
+        text: tokens of a canvas that come before it and are not known yet.
+        """
+        length = self.asked[request.request_id].rules.canvas_length
+        return max(0, min(length, self.max_model_len - request.num_tokens - text))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         # Canvases first: the token budget holds one for every request, prompts share the rest.
         self.running.sort(key=lambda request: request.is_prefill_chunk)
         for request in self.running:
             self.fit(request)
+        self.share()
         output = super().schedule(throttle_prefills)
         for request in self.running:
             # Its grammar compiles; from here on the sampler follows it.
@@ -94,6 +102,26 @@ class CanvasScheduler(Scheduler):
         if len(request.spec_token_ids) > width:
             request.spec_token_ids = request.spec_token_ids[:width]
 
+    def share(self) -> None:
+        """Where there is no room for text and the next canvas together, the text goes alone."""
+        threshold = self.scheduler_config.long_prefill_token_threshold
+        drafting = [request for request in self.running if request.spec_token_ids]
+        spare = self.max_num_scheduled_tokens - sum(
+            max(behind(request), len(request.spec_token_ids)) for request in drafting
+        )
+        for request in drafting:
+            text, canvas = behind(request), len(request.spec_token_ids)
+            if text == 0:
+                continue
+            if min(text, canvas) <= spare and (threshold == 0 or text + canvas <= threshold):
+                spare -= min(text, canvas)
+            else:
+                self.part(request)
+
+    def part(self, request: Request) -> None:
+        """Commit text now, begin the next canvas in the forward after."""
+        request.spec_token_ids = []
+
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.disown(request)
         self.reports[request.request_id].restart()
@@ -111,14 +139,6 @@ class CanvasScheduler(Scheduler):
             pages = manager.req_to_blocks[request.request_id][computed:entered]
             self.kv_cache_manager.evict_blocks({page.block_id for page in pages})
 
-    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
-        """A request whose last canvas is not committed commits before it drafts again."""
-        super().update_draft_token_ids(draft_token_ids)
-        for request_id in draft_token_ids.req_ids:
-            request = self.requests.get(request_id)
-            if request is not None and request.num_tokens > request.num_computed_tokens:
-                request.spec_token_ids = []
-
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> Any:
@@ -126,16 +146,13 @@ class CanvasScheduler(Scheduler):
         rerolls = model_runner_output.num_nans_in_logits or {}  # see the sampler's ``_rolls``
         model_runner_output.num_nans_in_logits = None
         told = {}
-        for request_id in scheduler_output.num_scheduled_tokens:
+        for request_id, rows in scheduler_output.num_scheduled_tokens.items():
             request = self.requests.get(request_id)
             if request is None or request.num_stale_output_tokens > 0:
                 continue
-            start = request.num_computed_tokens - request.num_in_flight_tokens
-            commit = start < request.num_tokens
-            if commit and request_id in drafted:
-                del drafted[request_id]  # these rows were a commit: nothing to reject
+            canvas = len(drafted.get(request_id, ()))
             report = told[request_id] = self.reports[request_id]
-            report.forward(denoised=request_id in drafted)
+            report.forward(denoised=canvas > 0, committed=0 < canvas < rows)
             report.rerolled(rerolls.get(request_id, 0))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for some in outputs.values():
@@ -157,32 +174,108 @@ class CanvasScheduler(Scheduler):
         return result
 
     def uncommit(self, request: Request, width: int) -> None:
-        """``width`` tokens of ``request`` are known and not computed.
-
-        A forward already in flight computes them; otherwise the next one does, without drafts.
-        """
+        """``width`` tokens of ``request`` are known and not computed: the next forward does it."""
         request.num_computed_tokens -= width
         request.num_output_placeholders = 0
-        if request.num_in_flight_tokens == 0:
-            request.spec_token_ids = []
 
 
 class AsyncCanvasScheduler(CanvasScheduler, AsyncScheduler):
-    """The same while one forward is in flight."""
+    """The same while one forward is in flight.
+
+    Whether that forward settles its canvas is known before it comes back at the step limit alone:
+    then text and next canvas share a forward.  Otherwise the forward behind it is scheduled as one
+    more step, and the device makes it the commit of a canvas that has settled.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.latest = SchedulerOutput.make_empty()  # in flight
+        self.coming: dict[str, int] = {}  # tokens of text that it settles for certain
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self.coming = {}
+        for request in self.running:
+            self.foresee(request)
+        self.latest = super().schedule(throttle_prefills)
+        for request in self.running:
+            if request.request_id not in self.latest.num_scheduled_tokens:
+                self.forget(request)
+        return self.latest
+
+    def foresee(self, request: Request) -> None:
+        """Take the canvas in flight for text to commit, if it settles for certain."""
+        width = len(self.latest.scheduled_spec_decode_tokens.get(request.request_id, ()))
+        if request.num_in_flight_tokens == 0 or width == 0 or not self.settles(request):
+            return
+        last = request.num_output_tokens + width >= request.max_tokens
+        if last or request.num_tokens + width >= self.max_model_len:
+            self.wait(request)  # nothing comes after it
+        else:
+            request.num_computed_tokens -= width
+            self.coming[request.request_id] = width
+
+    def forget(self, request: Request) -> None:
+        """Take the canvas in flight for one that may go on, after all."""
+        request.num_computed_tokens += self.coming.pop(request.request_id, 0)
+
+    def settles(self, request: Request) -> bool:
+        """Whether the step in flight is the last one its canvas may take, and all of it is text."""
+        asked, report = self.asked[request.request_id], self.reports[request.request_id]
+        whole = asked.rerolls == 0 and not constrained(request)
+        return whole and report.steps + 1 >= asked.rules.last_step
+
+    def wait(self, request: Request) -> None:
+        """Leave it out until the forward in flight comes back; ``schedule`` counts its step up."""
+        request.next_decode_eligible_step = max(
+            request.next_decode_eligible_step, self.current_step + 2
+        )
+
+    def width(self, request: Request, text: int = 0) -> int:
+        return super().width(request, text + self.coming.get(request.request_id, 0))
 
     def fit(self, request: Request) -> None:
         super().fit(request)
-        room = self.max_model_len - request.num_computed_tokens
+        room = self.max_model_len - request.num_computed_tokens - behind(request)
         cut = room < len(request.spec_token_ids)
-        params = request.sampling_params
-        constrained = params is not None and params.structured_outputs is not None
-        if request.num_output_placeholders > 0 and (cut or constrained):
+        if request.num_output_placeholders > 0 and (cut or constrained(request)):
             # vLLM counts the canvas in flight as text and would cut the next forward, which reads
             # the same positions; a constrained canvas may give less text than it is wide.
-            # Wait for the result; ``schedule`` counts the step up first.
-            request.next_decode_eligible_step = max(
-                request.next_decode_eligible_step, self.current_step + 2
-            )
+            self.wait(request)
+
+    def part(self, request: Request) -> None:
+        if request.request_id in self.coming:
+            request.spec_token_ids = [-1] * self.coming[request.request_id]
+            self.forget(request)
+        else:
+            super().part(request)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> Any:
+        places, text = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
+        for name in self.coming.keys() & places.keys():
+            assert text[places[name]], f"{name}: a canvas at its step limit gave no text"
+        self.coming = {}
+        return super().update_from_output(scheduler_output, model_runner_output)
+
+    def uncommit(self, request: Request, width: int) -> None:
+        in_flight = request.num_in_flight_tokens
+        if in_flight > width:  # foreseen: it holds the text, and the next canvas behind it
+            request.num_output_placeholders = in_flight - width
+            return
+        super().uncommit(request, width)
+        # What is in flight was one more step of the canvas, and has become the commit.
+        self.latest.scheduled_spec_decode_tokens.pop(request.request_id, None)
+
+
+def constrained(request: Request) -> bool:
+    params = request.sampling_params
+    return params is not None and params.structured_outputs is not None
+
+
+def behind(request: Request) -> int:
+    """Tokens of its text that no forward has computed or is computing."""
+    return request.num_tokens + request.num_output_placeholders - request.num_computed_tokens
 
 
 def scheduler(*args: Any, **kwargs: Any) -> CanvasScheduler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from diffusiongemma_vllm.config import DenoiseConfig
+from diffusiongemma_vllm.denoise import rows
 from diffusiongemma_vllm.denoise.edits import Edit, Pin
 from diffusiongemma_vllm.denoise.reroll import Reroll
 from diffusiongemma_vllm.knobs import CanvasOptions
@@ -40,9 +42,13 @@ class Special:
         return self.options.filtered or bool(self.edits) or self.constraint is not None
 
     @property
+    def steered(self) -> bool:
+        """Whether canvases begin from more than noise, or end otherwise than by the rules."""
+        return any(one is not None for one in (self.pin, self.start, self.constraint, self.reroll))
+
+    @property
     def any(self) -> bool:
-        more = (self.start, self.options.scores, self.reroll)
-        return self.bends or any(one is not None for one in more)
+        return self.bends or self.steered or self.options.scores is not None
 
 
 def special_of(
@@ -68,3 +74,22 @@ def special_of(
         tokens(options.score_ids), constraint,
         Reroll(asked.rerolls, ends) if asked.rerolls and ends is not None else None,
     )
+
+
+def filtered(logits: Tensor, temperature: Tensor, options: Sequence[RequestOptions]) -> Tensor:
+    """Temperature, min-p, top-k and top-p of the requests that own equal shares of the rows.
+
+    logits: [R, V] f32  temperature: [R] f32  ->  [R, V] f32
+    """
+    rows_each = logits.shape[0] // len(options)
+
+    def each(name: str) -> Tensor:
+        value = torch.tensor([getattr(one, name) for one in options], device=logits.device)
+        return value.repeat_interleave(rows_each)
+
+    ops: list[rows.RowOp] = [rows.Temperature(temperature)]
+    if any(one.min_p for one in options):
+        ops.append(rows.MinP(each("min_p")))
+    if any(one.top_k or one.top_p < 1.0 for one in options):
+        ops += [rows.TopK(each("top_k")), rows.TopP(each("top_p"))]
+    return rows.run(ops, logits)

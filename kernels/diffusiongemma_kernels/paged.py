@@ -26,18 +26,24 @@ class PagedKV(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The requests of one step; repeated `query_start_loc` entries are padding."""
+    """The requests of one step; repeated `query_start_loc` entries are padding.
+
+    With `parts` > 1 each sequence appears as so many requests in a row, which share a line of
+    `block_table`: the text that a step commits, then the canvas behind it.
+    """
 
     query_start_loc: Tensor  # [N + 1] i32
     seq_lens: Tensor  # [N] i32, prefix + this step's rows
-    block_table: Tensor  # [N, max_blocks] i32, page numbers
+    block_table: Tensor  # [N / parts, max_blocks] i32, page numbers
     canvas: Tensor  # [N] i32 or bool, nonzero: every row sees the whole canvas
     max_query_len: int  # upper bounds known on the host: the grid depends on nothing else
     max_seq_len: int
+    parts: int = 1
 
     def check(self) -> None:
         N = self.seq_lens.shape[0]
         assert self.query_start_loc.shape == (N + 1,), f"{self.query_start_loc.shape=} {N=}"
         assert self.canvas.shape == (N,), f"{self.canvas.shape=} {N=}"
-        assert self.block_table.shape[0] == N, f"{self.block_table.shape=} {N=}"
+        lines = self.block_table.shape[0]
+        assert lines * self.parts == N, f"{self.block_table.shape=} {N=} {self.parts=}"
         assert N == 0 or self.block_table.stride(1) == 1, "block_table rows must be contiguous"

@@ -21,7 +21,7 @@ from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters
 from diffusiongemma_vllm.request import RequestOptions
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
-from diffusiongemma_vllm.state import COMMIT, DENOISE, SlotState
+from diffusiongemma_vllm.state import DENOISE, SlotState
 
 SOFTCAP = 30.0
 HIDDEN = 4
@@ -175,9 +175,7 @@ def trace(run, monkeypatch):
         mean = theirs.belief[0].softmax(-1) @ ours.model.embedding * 2.0
         assert_close(ours.state.soft[1], mean, rtol=1e-4, atol=1e-4)
         if settled:
-            assert length == run.length and torch.equal(text[0].long(), theirs.best[0])
-            assert ours.state.phase[1] == COMMIT
-            assert torch.equal(ours.state.tokens[1], theirs.best[0])  # what is committed
+            assert length == run.length and torch.equal(text[0], theirs.best[0])
             return step + 1
         assert torch.equal(ours.state.tokens[1], theirs.canvas[0]), f"canvas after step {step}"
     raise AssertionError("transformers runs no more steps than these")

@@ -68,7 +68,10 @@ def whole(forwards, limit=LIMIT):
     for step in forwards.log:
         for name, forward in step.items():
             if forward.kind != "P":
-                assert forward.rows == min(CANVAS, limit - forward.start), (name, forward)
+                canvases = 2 if forward.kind == "F" else 1
+                most = limit - forward.start
+                assert forward.rows == min(canvases * CANVAS, most), (name, forward)
+                assert canvases == 1 or forward.rows > CANVAS, (name, forward)
 
 
 @pytest.mark.parametrize("prompt", [105, 136, 137, 168, 198])
@@ -84,7 +87,7 @@ def test_the_context_ends_in_mid_canvas(tight, forwards, alone, prompt):
     assert len(set(expected[-CANVAS // 2 :])) > 1 or len(expected) < 3  # no padding shows
     whole(forwards)
     canvases = -(-(LIMIT - prompt) // CANVAS)
-    assert forwards.kinds("0").count("D") == 4 * canvases
+    assert sum(kind in "DF" for kind in forwards.kinds("0")) == 4 * canvases
 
 
 def test_a_threshold_that_would_cut_canvases_is_refused(checkpoint):
@@ -98,7 +101,7 @@ def test_a_short_canvas_settles_early(tight, forwards, sure, room):
     """Positions past the end of the context count for nothing: they would never settle."""
     serve(tight, [ask([9] * (LIMIT - room), max_tokens=None, seed=1)])
     kinds = forwards.kinds("0").strip("P")
-    assert kinds.rstrip("C") == ("DD" if room <= CANVAS else "DDCDD")
+    assert kinds == ("DD" if room <= CANVAS else "DDFD")
     whole(forwards)
 
 
@@ -117,6 +120,18 @@ def test_a_tight_budget_cuts_no_canvas(tight, forwards, alone, prompts):
     assert texts(serve(tight, asks)) == expected
     whole(forwards)
     assert max(sum(f.rows for f in step.values()) for step in forwards.log) > 4 * CANVAS
+
+
+def test_a_tight_budget_leaves_text_and_canvas_apart(tight, forwards, alone, prompts):
+    """135 tokens: one of three requests may commit beside its next canvas, the others wait."""
+    asks = [ask(prompts(n), max_tokens=64, seed=n) for n in (20, 20, 20)]
+    expected = [alone(one) for one in asks]
+    forwards.log.clear()
+    assert texts(serve(tight, asks)) == expected
+    kinds = sorted(forwards.kinds(name).strip("P") for name in "012")
+    assert kinds == ["DDDDCDDDD"] * 2 + ["DDDDFDDD"]
+    assert max(sum(f.rows for f in step.values()) for step in forwards.log) <= 135
+    whole(forwards)
 
 
 def test_preemption_near_the_end_of_the_context(tight, forwards, alone, prompts):

@@ -6,7 +6,8 @@ from engine import Forwards, ask, forget, scheduler, serve, squeezed, texts
 pytestmark = pytest.mark.engine
 
 CANVAS, STEPS = 32, 4
-THREE = "P" + "DDDDC" * 2 + "DDDD"  # the last canvas is not committed
+THREE = "PDDDD" + "FDDD" * 2  # the last canvas is not committed
+LOOSE = {"diffusion_stability_threshold": 0, "diffusion_confidence_threshold": 100.0}  # one step
 
 
 @pytest.fixture
@@ -19,20 +20,36 @@ def question(prompts):
     return ask(prompts(20), max_tokens=96, seed=5)
 
 
-def test_forwards_of_three_canvases(llm, mode, forwards, question):
-    """Sync: steps + 1 a canvas, steps for the last.  Async: the forward in flight is the commit.
+def test_forwards_of_three_canvases(llm, forwards, question):
+    """As many as steps: text is committed beside the first step of the next canvas.
 
-    At the end of a request one more is in flight, and dropped.
+    Async too: the step limit is known before its forward comes back, and the end of the answer.
     """
-    serve(llm, [question])
-    in_flight = "C" if mode == "async" else ""
-    assert forwards.kinds("0") == THREE + in_flight
+    out = serve(llm, [question])
+    assert forwards.kinds("0") == THREE
+    assert out[0].outputs[0].diffusion["fused"] == 2
     emitted = [forward.emitted for forward in forwards.of("0")]
-    settles = [5, 10, 15]  # the forwards whose logits settle a canvas
+    settles = [5, 9, 13]  # the forwards whose logits settle a canvas
     assert [i + 1 for i, tokens in enumerate(emitted) if tokens] == settles
     assert {tokens for tokens in emitted if tokens} == {CANVAS}
     starts = [forward.start for forward in forwards.of("0")]
-    assert starts[:16] == [0] + [20] * 5 + [52] * 5 + [84] * 4 + [84] * len(in_flight)
+    assert starts == [0] + [20] * 5 + [52] * 4 + [84] * 3
+    assert [f.rows for f in forwards.of("0") if f.kind == "F"] == [2 * CANVAS] * 2
+
+
+def test_canvases_that_settle_early(llm, mode, forwards, question):
+    """Async, the forward in flight is the commit; at the end one more is in flight, and dropped."""
+    out = serve(llm, [question._replace(options=question.options | {"extra_args": LOOSE})])
+    assert forwards.kinds("0") == ("PDFF" if mode == "sync" else "PDCDCDC")
+    assert out[0].outputs[0].diffusion["fused"] == (2 if mode == "sync" else 0)
+    assert out[0].outputs[0].diffusion["forwards"] == (4 if mode == "sync" else 6)
+
+
+def test_one_step_canvases_at_their_limit(llm, forwards, question):
+    """Every forward settles a canvas, and is known to."""
+    one = {"extra_args": {"diffusion_max_steps": 1}}
+    serve(llm, [question._replace(options=question.options | one)])
+    assert forwards.kinds("0") == "PDFF"
 
 
 def test_text_goes_out_on_the_step_that_settles_it(sync_llm, forwards, question):
@@ -42,7 +59,7 @@ def test_text_goes_out_on_the_step_that_settles_it(sync_llm, forwards, question)
         seen.append(len(texts(outputs.values())[0]) if outputs else 0)
 
     serve(sync_llm, [question], watch)
-    assert seen == [0] * STEPS + [32] * 5 + [64] * 5 + [96]
+    assert seen == [0] * STEPS + [32] * STEPS + [64] * STEPS + [96]
 
 
 def test_async_text_is_one_forward_behind(async_llm, forwards, question):
@@ -53,8 +70,8 @@ def test_async_text_is_one_forward_behind(async_llm, forwards, question):
 
     serve(async_llm, [question], watch)
     first = {tokens: done for done, tokens in reversed(seen) if tokens}
-    # Settled by forwards 5, 10 and 15; one more was launched before the host read them.
-    assert first == {32: 6, 64: 11, 96: 16}
+    # Settled by forwards 5, 9 and 13; one more was launched before the host read the first two.
+    assert first == {32: 6, 64: 10, 96: 13}
 
 
 def test_committed_tokens_alone_are_computed(sync_llm, forwards, question):
@@ -64,7 +81,7 @@ def test_committed_tokens_alone_are_computed(sync_llm, forwards, question):
         computed.extend(request.num_computed_tokens for request in found.requests.values())
 
     serve(sync_llm, [question], watch)
-    assert computed == [20] * 5 + [52] * 5 + [84] * 4
+    assert computed == [20] * 5 + [52] * 4 + [84] * 3
 
 
 def test_async_computed_tokens_count_forwards_in_flight(async_llm, question):
@@ -81,9 +98,9 @@ def test_async_computed_tokens_count_forwards_in_flight(async_llm, question):
     assert settled == sorted(settled)
 
 
-def test_short_answers_take_one_canvas(llm, mode, forwards, question):
+def test_short_answers_take_one_canvas(llm, forwards, question):
     serve(llm, [question._replace(options=question.options | {"max_tokens": 7})])
-    assert forwards.kinds("0") == "PDDDD" + ("C" if mode == "async" else "")
+    assert forwards.kinds("0") == "PDDDD"
 
 
 def test_requests_share_forwards(llm, forwards, prompts):

@@ -105,9 +105,8 @@ def test_steps(llm, monkeypatch, prompt):
         ask(prompt, max_tokens=64, extra_args={"diffusion_max_steps": 2}),
         ask(prompt, max_tokens=64),
     ])
-    # (Under async scheduling a last commit is in flight when the text is complete.)
-    assert [forwards.kinds(name).rstrip("C") for name in "012"] == [
-        "P" + "D" * 7 + "C" + "D" * 7, "PDDCDD", "PDDDDCDDDD"
+    assert [forwards.kinds(name) for name in "012"] == [
+        "P" + "D" * 7 + "F" + "D" * 6, "PDDFD", "PDDDDFDDD"
     ]
 
 
@@ -122,12 +121,12 @@ def test_steps_rescale_the_temperatures_or_not(say):
     assert cut != short
 
 
-def test_stopping_rules(llm, monkeypatch, prompt):
+def test_stopping_rules(llm, mode, monkeypatch, prompt):
     """Any certainty and no stability will do: one step a canvas."""
     forwards = Forwards(monkeypatch)
     loose = {"diffusion_stability_threshold": 0, "diffusion_confidence_threshold": 100.0}
     serve(llm, [ask(prompt, max_tokens=64, extra_args=loose)])
-    assert forwards.kinds("0").rstrip("C") == "PDCD"
+    assert forwards.kinds("0").rstrip("C") == ("PDF" if mode == "sync" else "PDCD")
 
 
 def test_temperatures_and_bound(say):
@@ -145,9 +144,9 @@ def test_canvas_length(llm, monkeypatch, prompt):
         ask(prompt, max_tokens=50),
     ])
     assert [len(text) for text in texts(out)] == [50, 50]
-    assert {f.rows for f in forwards.of("0")[1:]} == {20}
-    assert forwards.kinds("0").rstrip("C") == "PDDDDCDDDDCDDDD"
-    assert {f.rows for f in forwards.of("1")[1:]} == {32}
+    assert {(f.kind, f.rows) for f in forwards.of("0")[1:]} == {("D", 20), ("F", 40)}
+    assert forwards.kinds("0") == "PDDDDFDDDFDDD"
+    assert {(f.kind, f.rows) for f in forwards.of("1")[1:]} == {("D", 32), ("F", 64)}
 
 
 def test_seed_canvas_and_pins(say):

@@ -12,6 +12,9 @@ import triton
 from diffusiongemma_kernels import compiling
 from diffusiongemma_kernels.attention import _config
 from diffusiongemma_kernels.attention import _kernel as attention
+from diffusiongemma_kernels.canvas_rows import _kernel as canvas_rows
+from diffusiongemma_kernels.canvas_step import _config as step_config
+from diffusiongemma_kernels.canvas_step import _kernel as canvas_step
 from diffusiongemma_kernels.kv_write import _kernel as kv_write
 from diffusiongemma_kernels.moe_gemm import _config as moe_config
 from diffusiongemma_kernels.moe_gemm import _kernel as moe
@@ -47,6 +50,7 @@ def attend(capability: int, shape: _config.Shape, window: int, kv: str, splits: 
         "GROUP": shape.group,
         "D": shape.head_dim,
         "PAGE": 64,
+        "PARTS": 2,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "BLOCK_DV": tile.block_dv,
@@ -90,6 +94,21 @@ def write(capability: int, cache: str):
     constants = {"WIDTH": 2048, "D": 256, "PAGE": 64, "BLOCK": 2048, "FP8": cache != "bf16"}
     return compiling.compile_for(
         kv_write.write, pointers, scalars, constants, capability=capability, num_warps=4
+    )
+
+
+def canvas(capability: int, fn, constants: dict[str, int], warps: int):
+    """The kernels between forwards, of 256 positions a canvas and 2816 numbers a row."""
+    kinds = dict.fromkeys(("starts_ptr", "ends_ptr", "phase_ptr", "prefill_len_ptr"), "i32")
+    kinds |= dict.fromkeys(("part_starts_ptr", "part_ends_ptr", "ids_ptr"), "i32")
+    kinds |= dict.fromkeys(("out_text_ptr", "out_length_ptr", "out_rejected_ptr"), "i32")
+    kinds |= dict.fromkeys(("bound_ptr", "confidence_ptr", "guess_entropy_ptr"), "fp32")
+    kinds |= {"belief_ptr": "bf16", "soft_ptr": "bf16", "denoising_ptr": "u8"}
+    names = fn.arg_names
+    pointers = {name: kinds.get(name, "i64") for name in names if name.endswith("_ptr")}
+    scalars = dict.fromkeys([n for n in names if n not in pointers and n not in constants], "i32")
+    return compiling.compile_for(
+        fn, pointers, scalars, constants, capability=capability, num_warps=warps
     )
 
 
@@ -245,6 +264,11 @@ def main(capability: int) -> None:
         report("kv_write", kv, write(capability, kv))
     report("attention_combine", "local", combine(capability))
     report("row_stats", "bf16", scan(capability))
+    report("canvas_parts", "", canvas(capability, canvas_rows.parts, {"BLOCK": 128}, 1))
+    report("canvas_rows", "", canvas(capability, canvas_rows.fill, {"BLOCK": 4096}, 8))
+    step = step_config.choose(256)
+    constants = {"DOMAIN": 1, "BLOCK": step.block, "CHUNK": step.chunk}
+    report("canvas_step", "", canvas(capability, canvas_step.step, constants, step.warps))
     report("route", "bf16", route(capability))
     for fn in (layer_norms.enter, layer_norms.leave):
         report("norms", fn.__name__, norms(capability, fn))

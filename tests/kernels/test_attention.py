@@ -143,6 +143,41 @@ def test_a_bool_canvas_is_the_same(device: str) -> None:
             assert torch.equal(attend(function, paged, 0), attend(function, as_bool, 0))
 
 
+def in_parts(paged: Paged, cuts: list[int]) -> Paged:
+    """Of every request, the first ``cut`` rows causal and the rest a canvas behind them."""
+    starts, lengths = paged.batch.query_start_loc.tolist(), paged.batch.seq_lens.tolist()
+    bounds, ends = [], []
+    for start, stop, length, cut in zip(starts[:-1], starts[1:], lengths, cuts, strict=True):
+        bounds += [start, start + cut]
+        ends += [length - (stop - start) + cut, length]
+    batch = paged.batch._replace(
+        query_start_loc=paged.batch.query_start_loc.new_tensor([*bounds, starts[-1]]),
+        seq_lens=paged.batch.seq_lens.new_tensor(ends),
+        canvas=paged.batch.canvas.new_tensor([0, 1] * len(cuts)),
+        parts=2,
+    )
+    return paged._replace(batch=batch)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("window", [0, 20])
+def test_text_and_canvas_of_one_request(window: int, splits: int, device: str) -> None:
+    """They share a line of the block table; as requests with lines of their own they say the same.
+
+    Padded requests are empty in both parts.
+    """
+    case = Case(MIXED, SMALL, "", padding=(3, 1))
+    paged = in_parts(make(case, device), [4, 5, 0, 9, 0])
+    table = paged.batch.block_table.repeat_interleave(2, dim=0)
+    apart = paged._replace(batch=paged.batch._replace(block_table=table, parts=1))
+    want = attend(reference.paged_attention, apart, window)
+    check(attend(reference.paged_attention, paged, window), want, rows_of(case))
+    config = Config(16, 16, 32, 4, 1, splits, 1)
+    check(attend(op.paged_attention_triton, paged, window, config=config), want, rows_of(case))
+    if device == "cpu":
+        check(attend(op.paged_attention, paged, window), want, rows_of(case))
+
+
 def test_a_request_on_the_cpu_is_independent_of_its_batch() -> None:
     paged = make(CASES[2])
     whole = attend(op.paged_attention_torch, paged, 20)

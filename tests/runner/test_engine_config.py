@@ -221,13 +221,19 @@ def graphs(configure, monkeypatch):
 
 
 def test_graphs_are_captured_in_canvases(graphs):
-    counts = [1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24, 28, 32]
+    counts = [*range(1, 17), *range(18, 33, 2)]
     assert graphs() == ("FULL_DECODE_ONLY", [CANVAS * n for n in counts])
 
 
-def test_no_graph_is_larger_than_the_largest_batch(graphs):
-    assert graphs(max_num_seqs=3)[1] == [32, 64, 96]
-    assert graphs(max_num_seqs=10)[1] == [CANVAS * n for n in (1, 2, 3, 4, 5, 6, 7, 8, 10)]
+@pytest.mark.parametrize(("requests", "most"), [(1, 2), (3, 6), (10, 16), (17, 17), (24, 24)])
+def test_graphs_hold_text_beside_canvases_up_to_16(graphs, requests, most):
+    """A step of more hides its launches."""
+    sizes = graphs(max_num_seqs=requests)[1]
+    assert sizes == [CANVAS * n for n in sorted({*range(1, 17), 18, 20, 22, 24, most}) if n <= most]
+
+
+def test_no_graph_is_larger_than_the_budget(graphs):
+    assert graphs(max_num_seqs=3, max_num_batched_tokens=130)[1] == [32, 64, 96, 128]
 
 
 def test_a_users_sizes_are_kept(graphs):

@@ -221,6 +221,15 @@ class Forward(NamedTuple):
     emitted: int
 
 
+def kind(phase, pending, rows):
+    """phase and pending text of a slot before a forward of so many rows"""
+    if phase == 0:
+        return "P"
+    if pending == 0:
+        return "D"
+    return "C" if rows <= pending else "F"
+
+
 class Forwards:
     """What every forward did, seen from the sampler: log[i] is request id -> Forward."""
 
@@ -232,15 +241,19 @@ class Forwards:
 
         def call(sampler, hidden, batch):
             count = batch.num_reqs
-            phases = sampler.state.phase[batch.idx_mapping[:count]].tolist()
+            slots = batch.idx_mapping[:count]
+            phases = sampler.state.phase[slots].tolist()
+            pending = sampler.state.pending[slots].tolist()
             ends = batch.seq_lens[:count].tolist()
             out = original(sampler, hidden, batch)
             if not batch.req_ids[0].startswith("_warmup"):
                 emitted = out.num_sampled.tolist()
                 self.log.append({
-                    name.rsplit("-", 1)[0]: Forward("PDC"[phase], end - int(rows), int(rows), got)
-                    for name, phase, end, rows, got in zip(
-                        batch.req_ids, phases, ends, batch.num_scheduled_tokens, emitted,
+                    name.rsplit("-", 1)[0]: Forward(
+                        kind(phase, text, rows), end - int(rows), int(rows), got
+                    )
+                    for name, phase, text, end, rows, got in zip(
+                        batch.req_ids, phases, pending, ends, batch.num_scheduled_tokens, emitted,
                         strict=True,
                     )
                 })
@@ -253,5 +266,5 @@ class Forwards:
         return [step[name] for step in self.log if name in step]
 
     def kinds(self, name):
-        """P prefill, D denoise, C commit; e.g. ``PDDDDCDDDD``"""
+        """P prefill, D denoise, C commit, F both of these; e.g. ``PDDDDCDDDDFDDD``"""
         return "".join(forward.kind for forward in self.of(name))

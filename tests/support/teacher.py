@@ -104,9 +104,9 @@ class Teacher:
 
         apply, begin = SlotState.apply, SlotState.begin
 
-        def forced_apply(state, slots, result, soft, where):
+        def forced_apply(state, slots, result, where):
             tokens, best, done = result.tokens.clone(), result.best.clone(), result.done.clone()
-            soft = soft.clone()
+            soft = torch.zeros(len(slots), *state.soft.shape[1:])
             for i, slot in enumerate(slots.tolist()):
                 known, k, _ = find(state, slot, state.base[slot])
                 if not bool(where[i]):
@@ -121,7 +121,8 @@ class Teacher:
                 if not done[i]:
                     tokens[i] = known.canvases[k][s + 1]
             forced = StepResult(tokens=tokens, best=best, held=result.held, done=done)
-            apply(state, slots, forced, soft, where)
+            state.believe(slots, soft)
+            apply(state, slots, forced, where)
             teacher.last = forced
 
         def forced_begin(state, slots, base, noise, where):
@@ -139,7 +140,7 @@ class Teacher:
             original(self, hidden, slots, slots_np, denoising)
             forced = teacher.last
             out = torch.where(denoising & forced.done, width, 0)
-            return forced.best.to(torch.int32), out.to(torch.int32)
+            return forced.best, out
 
         monkeypatch.setattr(module, "denoise", denoise)
         monkeypatch.setattr(module.DiffusionSampler, "_guess_tile", guess_tile)

@@ -26,7 +26,7 @@ def attend(
     stats_ptr,  # [2, SPLITS, T, Hq] f32, running maximum and sum
     query_start_loc_ptr,  # [N + 1]
     seq_lens_ptr,  # [N]
-    block_table_ptr,  # [N, max_blocks]
+    block_table_ptr,  # [N / PARTS, max_blocks]
     canvas_ptr,  # [N]
     N,
     T,
@@ -48,6 +48,7 @@ def attend(
     GROUP: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_DV: tl.constexpr,
@@ -105,7 +106,7 @@ def attend(
     q_rows = q_ptr + token * stride_qt + heads * stride_qh
     q = tl.load(q_rows[:, None] + columns[None, :], mask=live[:, None], other=0.0)  # [BLOCK_M, D]
 
-    table_ptr = block_table_ptr + request.to(tl.int64) * stride_table
+    table_ptr = block_table_ptr + (request // PARTS).to(tl.int64) * stride_table
     k_ptr += head * stride_kh
     v_ptr += head * stride_vh
     top = tl.full([BLOCK_M], LOWEST, tl.float32)

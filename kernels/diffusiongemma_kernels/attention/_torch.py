@@ -16,7 +16,7 @@ def paged_attention(
         if query_len > 0 and seq_len > 0:
             rows = slice(starts[i], starts[i + 1])
             low = max(seq_len - query_len - (window - 1), 0) if window else 0
-            keys, values = _gather(kv, batch.block_table[i], low, seq_len, q.dtype)
+            keys, values = _gather(kv, batch.block_table[i // batch.parts], low, seq_len, q.dtype)
             mask = None if canvas else _causal_mask(query_len, seq_len, low, window, q.device)
             out[rows] = _attend(q[rows], keys, values, mask, scale * kv.k_scale)
             if kv.v_scale != 1.0:

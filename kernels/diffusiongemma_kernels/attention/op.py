@@ -94,6 +94,7 @@ def paged_attention_triton(
         GROUP=shape.group,
         D=D,
         PAGE=kv.key.shape[1],
+        PARTS=batch.parts,
         BLOCK_M=cfg.block_m,
         BLOCK_N=cfg.block_n,
         BLOCK_DV=cfg.block_dv,

@@ -20,7 +20,7 @@ def paged_attention(
             high = seq_len if batch.canvas[i] else p + 1
             low = max(anchor - window + 1, 0) if window else 0
             j = torch.arange(low, high, device=q.device)
-            pages = batch.block_table[i, j // page].long()
+            pages = batch.block_table[i // batch.parts, j // page].long()
             k = kv.key[pages, j % page].float() * kv.k_scale  # [keys, Hkv, D]
             v = kv.value[pages, j % page].float() * kv.v_scale
             k = k.repeat_interleave(HQ // HKV, dim=1)  # [keys, Hq, D]

@@ -1,0 +1,98 @@
+"""What the rows of a step read, by Triton against its reference."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from diffusiongemma_kernels.canvas_rows import op, reference
+from diffusiongemma_kernels.slots import DENOISE, PREFILL, Rows, Slots
+
+
+class Case(NamedTuple):
+    slots: list[int]  # 0 a prompt, 1 and 2 canvases at steps 0 and 3, 3 with 3 tokens of text
+    rows: list[int]
+    why: str
+    padding: int = 0  # of requests, and thrice as many rows
+
+
+CANVAS, HIDDEN = 5, 6
+CASES = [
+    Case([1], [5], "one canvas"),
+    Case([0], [9], "a prompt"),
+    Case([3], [3], "a commit"),
+    Case([3], [8], "a commit and a canvas"),
+    Case([3], [5], "a commit and a short canvas"),
+    Case([3], [2], "part of a text"),
+    Case([2, 3, 0, 1], [5, 8, 4, 5], "every kind", 2),
+    Case([2, 1], [5, 0], "a request without rows"),
+    Case([1, 2] * 65, [1] * 130, "more requests than one search", 10),
+]
+
+
+def state_of(device):
+    make = torch.Generator().manual_seed(0)
+
+    def tokens():
+        return torch.randint(0, 1000, (4, CANVAS), generator=make).to(device)
+
+    def numbers(*values):
+        return torch.tensor(values, device=device)
+
+    nothing = numbers(0, 0, 0, 0)
+    phase = numbers(PREFILL, DENOISE, DENOISE, DENOISE).to(torch.int32)
+    return Slots(
+        phase, tokens(), numbers(0, 0, 0, 3), tokens(), tokens(), nothing, nothing,
+        numbers(4, 0, 3, 1), nothing, nothing, nothing,
+    )
+
+
+def rows_of(case, device):
+    counts = torch.tensor(case.rows, dtype=torch.int64)
+    starts = torch.tensor([0, *case.rows]).cumsum(0)
+    slots = torch.tensor(case.slots, dtype=torch.int64)
+    ends = (counts + 20).to(torch.int32)
+    return Rows(slots.to(device), starts.to(torch.int32).to(device), ends.to(device))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
+def test_parts(case, device):
+    requests = len(case.slots) + case.padding
+    found = []
+    for run in (op.set_parts, reference.set_parts):
+        starts = torch.full((2 * requests + 1,), -9, dtype=torch.int32, device=device)
+        ends = torch.full((2 * requests,), -9, dtype=torch.int32, device=device)
+        run(rows_of(case, device), state_of(device), starts, ends)
+        found.append((starts.tolist(), ends.tolist()))
+    assert found[0] == found[1]
+    assert found[0][0][-1] == sum(case.rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
+def test_rows(case, dtype, device):
+    total = sum(case.rows)
+    padded = total + 3 * case.padding
+    beliefs = torch.randn(4, CANVAS, HIDDEN, generator=torch.Generator().manual_seed(1))
+    beliefs = beliefs.to(dtype).to(device)
+    beliefs[1] = float("nan")  # of the canvas before: not read at step 0
+    found = []
+    for run in (op.fill_rows, reference.fill_rows):
+        ids = torch.full((total,), -1, dtype=torch.int32, device=device)
+        soft = torch.full((padded, HIDDEN), 7.0, dtype=dtype, device=device)
+        denoising = torch.ones(padded, dtype=torch.bool, device=device)
+        run(rows_of(case, device), state_of(device), beliefs, ids, soft, denoising)
+        found.append((ids, soft, denoising))
+    for ours, want in zip(*found, strict=True):
+        assert torch.equal(ours, want)
+    assert not found[0][1].isnan().any() and not found[0][2][total:].any()
+
+
+def test_no_rows(device):
+    nobody = rows_of(Case([], [], ""), device)
+    starts = torch.full((1,), 3, dtype=torch.int32, device=device)
+    op.set_parts(nobody, state_of(device), starts, starts[:0])
+    soft = torch.zeros(0, HIDDEN, device=device)
+    ids = torch.zeros(0, dtype=torch.int32, device=device)
+    beliefs = torch.zeros(4, CANVAS, HIDDEN, device=device)
+    op.fill_rows(nobody, state_of(device), beliefs, ids, soft, soft[:, 0].bool())

@@ -1,0 +1,126 @@
+"""Which CUDA graph a batch replays, by vLLM's own dispatcher: canvases of 32 rows."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from modules import engine_config
+from vllm.config.compilation import CUDAGraphMode
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.worker.gpu import cudagraph_utils
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+from diffusiongemma_vllm.runner import graphs
+from diffusiongemma_vllm.runner.engine_config import graph_sizes
+
+CANVAS, REQUESTS, BUDGET = 32, 4, 8 * 32 + 7
+
+
+@pytest.fixture(scope="module")
+def config(checkpoint):
+    config = engine_config(checkpoint, max_num_seqs=REQUESTS, max_num_batched_tokens=BUDGET)
+    sizes = graph_sizes(CANVAS, min(2 * REQUESTS, BUDGET // CANVAS))
+    config.compilation_config.cudagraph_capture_sizes = sizes
+    config.compilation_config.max_cudagraph_capture_size = sizes[-1]
+    graphs.install()
+    return config
+
+
+def manager(config, monkeypatch):
+    """vLLM's, as if its graphs had been captured."""
+    group = SimpleNamespace(is_first_rank=True, is_last_rank=True)
+    monkeypatch.setattr(cudagraph_utils, "get_pp_group", lambda: group)
+    pool = SimpleNamespace(get_global_graph_pool=lambda: None)
+    monkeypatch.setattr(cudagraph_utils, "current_platform", pool)
+    made = cudagraph_utils.CudaGraphManager(
+        config, None, CUDAGraphMode.FULL_DECODE_ONLY, CANVAS
+    )
+    made._graphs_captured = True
+    return made
+
+
+def uniform(config, rows, canvases, prefilled):
+    """What vLLM's runner says of a batch before it asks for a graph.
+
+    canvases: rows of each request that are drafts.  prefilled: whether its prompt is computed.
+    """
+    names = [str(i) for i in range(len(rows))]
+    runner = SimpleNamespace(
+        model_config=config.model_config, decode_query_len=CANVAS, use_pp=False,
+        adaptive_verification=None, pcp_manager=None,
+        req_states=SimpleNamespace(
+            req_id_to_index={name: i for i, name in enumerate(names)},
+            prefill_len=SimpleNamespace(np=np.full(len(rows), 20)),
+            num_computed_prefill_tokens=np.where(prefilled, 20, 0),
+        ),
+    )
+    output = SchedulerOutput.make_empty()
+    output.num_scheduled_tokens = dict(zip(names, rows, strict=True))
+    output.total_num_scheduled_tokens = sum(rows)
+    output.scheduled_spec_decode_tokens = {
+        name: [-1] * width for name, width in zip(names, canvases, strict=True) if width
+    }
+    return GPUModelRunner.gather_batch_req_state(runner, output, False)[1]
+
+
+class Case(NamedTuple):
+    rows: list[int]
+    canvases: list[int]
+    graph: tuple[int, int] | None  # its rows and requests; None runs eagerly
+    why: str
+
+
+CASES = [
+    Case([32], [32], (32, 1), "one canvas"),
+    Case([32] * 4, [32] * 4, (128, 4), "four canvases"),
+    Case([64], [32], (64, 2), "one commit with the next canvas"),
+    Case([64, 32], [32, 32], (96, 3), "the same beside a canvas"),
+    Case([32], [0], (32, 1), "a commit alone"),
+    Case([32, 64, 32], [32, 32, 0], (128, 4), "every kind"),
+    Case([64] * 4, [32] * 4, (256, 4), "more canvases of rows than requests"),
+    Case([50], [32], (64, 2), "text that a constraint left"),
+    Case([32, 32, 10], [32, 32, 10], (96, 3), "a canvas at the end of the context"),
+    Case([64] * 3 + [40], [32] * 3 + [8], (256, 4), "fused at the end of the context"),
+    Case([10, 10], [10, 10], None, "short canvases: one canvas of rows, two requests"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
+def test_batches_without_prompts(config, monkeypatch, case):
+    count = uniform(config, case.rows, case.canvases, [True] * len(case.rows))
+    found = manager(config, monkeypatch).dispatch(len(case.rows), sum(case.rows), count, 0)
+    if case.graph is None:
+        assert found.cg_mode == CUDAGraphMode.NONE
+    else:
+        assert found.cg_mode == CUDAGraphMode.FULL
+        assert (found.num_tokens, found.num_reqs) == case.graph
+
+
+def test_a_prompt_in_the_batch_runs_eagerly(config, monkeypatch):
+    count = uniform(config, [32, 20], [32, 0], [True, False])
+    assert count is None
+    found = manager(config, monkeypatch).dispatch(2, 52, count, 0)
+    assert found.cg_mode == CUDAGraphMode.NONE
+
+
+def test_no_graph_has_more_requests_than_slots(config, monkeypatch):
+    made = manager(config, monkeypatch)
+    captured = made._capture_descs[CUDAGraphMode.FULL]
+    assert [one.num_tokens for one in captured] == [CANVAS * n for n in range(8, 0, -1)]
+    assert all(one.num_reqs == min(one.num_tokens // CANVAS, REQUESTS) for one in captured)
+    for table in made._candidates.values():
+        assert set(table) <= set(captured)
+
+
+def test_other_models_are_left_alone(config, monkeypatch):
+    from diffusiongemma_vllm import compat
+
+    monkeypatch.setattr(graphs, "ours", lambda model_config: False)
+    assert uniform(config, [64, 32], [32, 32], [True, True]) is None
+    assert uniform(config, [64], [32], [True]) == 64
+    captured = manager(config, monkeypatch)._capture_descs[CUDAGraphMode.FULL]
+    assert max(one.num_tokens for one in captured) == REQUESTS * CANVAS
+    for owner, name in ((GPUModelRunner, "gather_batch_req_state"),
+                        (cudagraph_utils.CudaGraphManager, "_init_candidates")):
+        assert len(getattr(getattr(owner, name), compat.MARK)) == 1, "patched once"
