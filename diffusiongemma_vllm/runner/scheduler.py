@@ -246,6 +246,7 @@ class AsyncCanvasScheduler(CanvasScheduler, AsyncScheduler):
         if request.request_id in self.coming:
             request.spec_token_ids = [-1] * self.coming[request.request_id]
             self.forget(request)
+            self.fit(request)
         else:
             super().part(request)
 
