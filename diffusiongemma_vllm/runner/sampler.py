@@ -292,8 +292,8 @@ class DiffusionSampler:
         if tile[-1] - tile[0] + 1 != len(tile):
             pick = torch.tensor(tile, device=hidden.device)
         step, own = canvas.step[pick], slots[pick]
-        knobs = self.state.knobs.at(own)
-        schedule = LinearSchedule(knobs.t_min, knobs.t_max, knobs.max_steps)
+        knobs = self.state.knobs
+        schedule = LinearSchedule(knobs.t_min[own], knobs.t_max[own], knobs.max_steps[own])
         heat = schedule(step) * self.state.temperature[own]
         temperature = heat.repeat_interleave(length, output_size=len(tile) * length)
         seed = self.state.seed[own].repeat_interleave(length, output_size=len(tile) * length)

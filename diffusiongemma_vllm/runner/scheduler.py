@@ -168,10 +168,24 @@ class CanvasScheduler(Scheduler):
         width = len(new_token_ids)
         if not is_stale:
             self.reports[request.request_id].emit(width, width=self.width(request))
-        result = Scheduler._update_request_with_output(self, request, new_token_ids)
+        sure = self.before_a_stop(request, new_token_ids)
+        request.append_output_token_ids(new_token_ids[:sure])
+        rest, stopped = Scheduler._update_request_with_output(self, request, new_token_ids[sure:])
         if not is_stale:
             self.uncommit(request, width)
-        return result
+        return new_token_ids[:sure] + rest, stopped
+
+    def before_a_stop(self, request: Request, tokens: list[int]) -> int:
+        """How many of ``tokens`` end nothing for certain: vLLM looks at the others one by one."""
+        params = request.sampling_params
+        if params is None or params.repetition_detection is not None:
+            return 0
+        ends = {params.eos_token_id, *(params.stop_token_ids or ())}
+        first = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+        room = min(
+            self.max_model_len - request.num_tokens, request.max_tokens - request.num_output_tokens
+        )
+        return max(0, min(first, room - 1, len(tokens) - 1))
 
     def uncommit(self, request: Request, width: int) -> None:
         """``width`` tokens of ``request`` are known and not computed: the next forward does it."""

@@ -115,3 +115,27 @@ def test_crowds(start, hash_blocks, seed):
     _, kinds, tokens = serve(scheduler, device, requests, interrupt)
     assert {name: len(text) for name, text in tokens.items()} == expected
     assert scheduler.kv_cache_manager.usage == 0 and not scheduler.reports
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"stop_token_ids": [7, 9]}, {"ignore_eos": False},
+    {"repetition_detection": {"max_pattern_size": 4, "min_pattern_size": 1, "min_count": 5}},
+], ids=lambda options: "".join(options) or "no stop")
+def test_text_ends_where_vllm_ends_it(start, hash_blocks, options):
+    """Token by token there, all that cannot end it at once here."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    draw, scheduler = random.Random(1), start()
+    for _ in range(60):
+        prompt, most = draw.randrange(150, 199), draw.choice([1, 5, 32, 100])
+        both = [make_request(i, prompt, hash_blocks, max_tokens=most, **options) for i in range(2)]
+        tokens = [draw.choice([1, 7, 9, 20] + 20 * [30]) for _ in range(min(32, LIMIT - prompt))]
+        for request in both:
+            request.sampling_params.update_from_generation_config({}, 1)
+            scheduler.add_request(request)
+        ours = scheduler._update_request_with_output(both[0], list(tokens))
+        theirs = Scheduler._update_request_with_output(scheduler, both[1], list(tokens))
+        assert ours == theirs
+        for name in ("status", "stop_reason", "_all_token_ids", "block_hashes"):
+            assert getattr(both[0], name) == getattr(both[1], name), name
+        scheduler.requests.clear()
