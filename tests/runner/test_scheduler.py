@@ -5,6 +5,7 @@ import random
 import pytest
 from modules import engine_config
 from paper import Device, hasher, make_request, make_scheduler, serve
+from vllm.sampling_params import RepetitionDetectionParams
 
 LIMIT, STEPS = 200, 4
 
@@ -119,7 +120,7 @@ def test_crowds(start, hash_blocks, seed):
 
 @pytest.mark.parametrize("options", [
     {}, {"stop_token_ids": [7, 9]}, {"ignore_eos": False},
-    {"repetition_detection": {"max_pattern_size": 4, "min_pattern_size": 1, "min_count": 5}},
+    {"repetition_detection": RepetitionDetectionParams(4, 1, 5)},
 ], ids=lambda options: "".join(options) or "no stop")
 def test_text_ends_where_vllm_ends_it(start, hash_blocks, options):
     """Token by token there, all that cannot end it at once here."""
