@@ -16,6 +16,8 @@ from diffusiongemma_kernels.canvas_rows import _kernel as canvas_rows
 from diffusiongemma_kernels.canvas_step import _config as step_config
 from diffusiongemma_kernels.canvas_step import _kernel as canvas_step
 from diffusiongemma_kernels.kv_write import _kernel as kv_write
+from diffusiongemma_kernels.lm_head import _config as lm_config
+from diffusiongemma_kernels.lm_head import _kernel as lm_head
 from diffusiongemma_kernels.moe_gemm import _config as moe_config
 from diffusiongemma_kernels.moe_gemm import _kernel as moe
 from diffusiongemma_kernels.moe_gemm_fp4 import _config as fp4_config
@@ -83,6 +85,39 @@ def scan(capability: int):
     constants = {"SPLITS": 4, "SOFTCAP": 30.0}
     return compiling.compile_for(
         row_stats.scan, pointers, scalars, constants, capability=capability, num_warps=8
+    )
+
+
+ROWS = {"temperature_ptr": "fp32", "seed_ptr": "i64", "counter_ptr": "i64", "logits_ptr": "bf16"}
+
+
+def read(capability: int):
+    """`lm_head` for hidden 2816 and a vocabulary of 262,144."""
+    config = lm_config.choose(divmod(capability, 10))
+    pointers = ROWS | {"hidden_ptr": "bf16", "weight_ptr": "bf16", "sums_ptr": "fp32"}
+    scalars = divisible("R", "V", "H", "TILES", "stride_h", "stride_w", "stride_l")
+    constants = {
+        "SOFTCAP": 30.0,
+        "BLOCK_R": config.block_r,
+        "STRIP": config.strip,
+        "BLOCK_K": config.block_k,
+        "EVEN_K": True,
+        "EVEN_V": True,
+        "FAST": True,
+    }
+    launch = {"num_warps": config.warps, "num_stages": config.stages}
+    return compiling.compile_for(
+        lm_head.read, pointers, scalars, constants, capability=capability, **launch
+    )
+
+
+def read_finish(capability: int):
+    pointers = ROWS | {"argmax_ptr": "i64", "sample_ptr": "i64"}
+    pointers |= dict.fromkeys(("sums_ptr", "entropy_ptr", "max_ptr", "logsumexp_ptr"), "fp32")
+    scalars = divisible("R", "V", "TILES", "stride_l")
+    constants = {"SOFTCAP": 30.0, "STRIP": 64, "BLOCK_T": 1024}
+    return compiling.compile_for(
+        lm_head.finish, pointers, scalars, constants, capability=capability, num_warps=4
     )
 
 
@@ -254,7 +289,7 @@ def main(capability: int) -> None:
         used = compiling.resources(compiled)._asdict()
         ptx = compiled.asm["ptx"]
         used["wgmma"] = "wgmma.mma_async" in ptx
-        used["moves"] = moves(compiled) if op.startswith("moe_gemm") else 0
+        used["moves"] = moves(compiled) if op.startswith(("moe_gemm", "lm_head")) else 0
         used["fp4"] = bool(re.search(r"mma\.\S*kind::mxf4nvf4\.block_scale", ptx))
         print(json.dumps({"op": op, "case": case, "sm": capability, **used}))
 
@@ -269,6 +304,8 @@ def main(capability: int) -> None:
     step = step_config.choose(256)
     constants = {"DOMAIN": 1, "BLOCK": step.block, "CHUNK": step.chunk}
     report("canvas_step", "", canvas(capability, canvas_step.step, constants, step.warps))
+    report("lm_head", "read", read(capability))
+    report("lm_head_finish", "bf16", read_finish(capability))
     report("route", "bf16", route(capability))
     for fn in (layer_norms.enter, layer_norms.leave):
         report("norms", fn.__name__, norms(capability, fn))
