@@ -94,7 +94,7 @@ ROWS = {"temperature_ptr": "fp32", "seed_ptr": "i64", "counter_ptr": "i64", "log
 def read(capability: int):
     """`lm_head` for hidden 2816 and a vocabulary of 262,144."""
     config = lm_config.choose(divmod(capability, 10))
-    pointers = ROWS | {"hidden_ptr": "bf16", "weight_ptr": "bf16", "sums_ptr": "fp32"}
+    pointers = ROWS | {"hidden_ptr": "bf16", "weight_ptr": "bf16", "sums_ptr": "fp32", "tops_ptr": "fp32"}
     scalars = divisible("R", "V", "H", "TILES", "stride_h", "stride_w", "stride_l")
     constants = {
         "SOFTCAP": 30.0,

@@ -8,7 +8,9 @@ import torch
 from diffusiongemma_kernels import noise
 from diffusiongemma_kernels.lm_head import _config, op, reference
 from diffusiongemma_kernels.lm_head._config import Config
+from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_stats import reference as row_stats
+from diffusiongemma_kernels.row_stats.types import RowStats
 from diffusiongemma_kernels.testing import CHOICE, ROW_STATS, assert_close
 
 SMALL = Config(16, 256, 32, 4, 2)  # the interpreter takes its time a program
@@ -53,11 +55,12 @@ def make(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32):
 
 
 def check(got, args, case: Case) -> None:
-    logits, stats = got
+    logits, stats = got.logits, got.stats
     hidden, weight, temperature, seed, counter = args
     exact = hidden.float() @ weight.float().T
     rounding = torch.finfo(logits.dtype).eps if logits.dtype != torch.float32 else 1e-5
     assert_close(logits, exact, (rounding, rounding * case.spread))
+    assert torch.equal(got.tops, reference.tops(logits, got.strip))
     # The statistics are those of the logits that came out.
     want = row_stats.row_stats(logits, temperature, seed, counter, softcap=case.softcap)
     for name in ("entropy", "max", "logsumexp"):
@@ -80,7 +83,7 @@ def test_triton(case: Case, device: str) -> None:
     if case.rows:
         check(got, args, case)
     else:
-        assert got[0].shape == (0, 100) and got[1].sample.shape == (0,)
+        assert got.logits.shape == (0, 100) and got.stats.sample.shape == (0,)
 
 
 def test_torch_and_its_reference_agree() -> None:
@@ -96,7 +99,7 @@ def test_equals_have_the_lowest_token_wherever_they_lie(device: str) -> None:
     weight[[300, 700, 1029], 0] = 3.0
     hidden = torch.ones(1, 32, device=device)
     ints = torch.zeros(1, dtype=torch.int64, device=device)
-    _, stats = op.lm_head_triton(hidden, weight, ints.float(), ints, ints, config=SMALL)
+    stats = op.lm_head_triton(hidden, weight, ints.float(), ints, ints, config=SMALL).stats
     assert stats.argmax.tolist() == stats.sample.tolist() == [300]
     assert stats.max.tolist() == [3.0]
 
@@ -104,9 +107,9 @@ def test_equals_have_the_lowest_token_wherever_they_lie(device: str) -> None:
 def test_a_row_depends_on_no_other(device: str) -> None:
     case = Case(17, 200, 32, "")
     args = make(case, device)
-    logits, stats = op.lm_head_triton(*args, softcap=30.0, config=SMALL)
+    logits, _, _, stats = op.lm_head_triton(*args, softcap=30.0, config=SMALL)
     mine = (args[0][4:5], args[1], *(x[4:5] for x in args[2:]))
-    alone, its = op.lm_head_triton(*mine, softcap=30.0, config=SMALL)
+    alone, _, _, its = op.lm_head_triton(*mine, softcap=30.0, config=SMALL)
     assert torch.equal(alone[0], logits[4])
     for mine, all_rows in zip(its, stats, strict=True):
         assert torch.equal(mine[0], all_rows[4])
@@ -127,8 +130,9 @@ def test_tiles_cover_the_vocabulary_once() -> None:
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
 def test_real_shapes(case: Case) -> None:
     args = make(case, "cuda", torch.bfloat16)
-    logits, stats = op.lm_head(*args, softcap=case.softcap)
+    got = op.lm_head(*args, softcap=case.softcap)
     for r in range(0, case.rows, 64):  # the reference is wide
         rows = slice(r, r + 64)
         part = (args[0][rows], args[1], *(x[rows] for x in args[2:]))
-        check((logits[rows], type(stats)(*(x[rows] for x in stats))), part, case)
+        stats = RowStats(*(x[rows] for x in got.stats))
+        check(Reading(got.logits[rows], got.tops[rows], got.strip, stats), part, case)

@@ -106,6 +106,7 @@ def best_of(a, b, c, d):
 @triton.jit
 def fold(
     top, total, moment, best,  # [BLOCK_R] each, of the tokens before
+    top0, top1, top2, top3,  # [BLOCK_R] each, the highest logit of each strip
     z,  # [BLOCK_R, C, 2, 2]: strip s is [s % 2, s // 2]
     start,  # token, the first of strip 0
     to_log2, seed, counter, V, SOFTCAP: tl.constexpr, C: tl.constexpr, EVEN_V: tl.constexpr,
@@ -121,16 +122,25 @@ def fold(
         z0, z1 = tl.split(low)  # [BLOCK_R, C] each
         z2, z3 = tl.split(high)
         token = start + tl.arange(0, C)  # [C]
+        if not EVEN_V:
+            z0 = tl.where((token < V)[None, :], z0, float("-inf"))
+            z1 = tl.where((token + CALLS < V)[None, :], z1, float("-inf"))
+            z2 = tl.where((token + 2 * CALLS < V)[None, :], z2, float("-inf"))
+            z3 = tl.where((token + 3 * CALLS < V)[None, :], z3, float("-inf"))
+        new0, new1, new2, new3 = tl.max(z0, 1), tl.max(z1, 1), tl.max(z2, 1), tl.max(z3, 1)
+        highest = tl.maximum(tl.maximum(new0, new1), tl.maximum(new2, new3))
+        highest = tl.maximum(scaled(highest, to_log2, SOFTCAP, FAST), top)
+        top0, top1 = tl.maximum(top0, new0), tl.maximum(top1, new1)
+        top2, top3 = tl.maximum(top2, new2), tl.maximum(top3, new3)
         y0 = scaled(z0, to_log2[:, None], SOFTCAP, FAST)
         y1 = scaled(z1, to_log2[:, None], SOFTCAP, FAST)
         y2 = scaled(z2, to_log2[:, None], SOFTCAP, FAST)
         y3 = scaled(z3, to_log2[:, None], SOFTCAP, FAST)
-        if not EVEN_V:
+        if not EVEN_V:  # the cap has made them finite
             y0 = tl.where((token < V)[None, :], y0, float("-inf"))
             y1 = tl.where((token + CALLS < V)[None, :], y1, float("-inf"))
             y2 = tl.where((token + 2 * CALLS < V)[None, :], y2, float("-inf"))
             y3 = tl.where((token + 3 * CALLS < V)[None, :], y3, float("-inf"))
-        highest = tl.maximum(best_of(y0, y1, y2, y3), top)
         fall = top - highest
         shrink = tl.exp2(fall)
         top = highest
@@ -150,7 +160,7 @@ def fold(
         p2 *= inverse(race(w2, FAST), FAST)
         p3 *= inverse(race(w3, FAST), FAST)
         best = tl.maximum(best * shrink, best_of(p0, p1, p2, p3))
-    return top, total, moment, best
+    return top, total, moment, best, top0, top1, top2, top3
 
 
 @triton.jit
@@ -168,6 +178,7 @@ def read(
     seed_ptr,  # [R] i64
     counter_ptr,  # [R] i64
     logits_ptr,  # [R, V]
+    tops_ptr,  # [R, strips] f32, the highest logit of each
     sums_ptr,  # [4, R, TILES] f32: highest logit, total, moment, best
     R,
     V,
@@ -201,12 +212,9 @@ def read(
     rounded = as_logits(acc, logits_ptr.dtype.element_ty, FAST)
     keep = there[:, None] & (token < V)[None, :]
     tl.store(logits_ptr + row[:, None] * stride_l + token[None, :], rounded, mask=keep)
-    z = rounded.to(tl.float32)
-    highest = tl.max(tl.where((token < V)[None, :], z, float("-inf")), 1)  # [BLOCK_R]
-
     C: tl.constexpr = STRIP // 4
-    z = z.reshape(BLOCK_R, 2, 2, 2, 2, C).permute(0, 5, 2, 1, 4, 3)
-    left, right = tl.split(z)
+    z = rounded.to(tl.float32).reshape(BLOCK_R, 2, 2, 2, 2, C)
+    left, right = tl.split(z.permute(0, 5, 2, 1, 4, 3))
     piece0, piece1 = tl.split(left)
     piece2, piece3 = tl.split(right)
     temperature = tl.load(temperature_ptr + row)
@@ -218,21 +226,35 @@ def read(
     total = tl.zeros([BLOCK_R], tl.float32)
     moment = total
     best = total
-    top, total, moment, best = fold(
-        top, total, moment, best, piece0, start, to_log2, seed, counter, V, SOFTCAP, C, EVEN_V, FAST
-    )
-    top, total, moment, best = fold(
-        top, total, moment, best, piece1, start + C, to_log2, seed, counter, V, SOFTCAP, C, EVEN_V,
-        FAST,
+    top0 = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    top1 = top0
+    top2 = top0
+    top3 = top0
+    top, total, moment, best, top0, top1, top2, top3 = fold(
+        top, total, moment, best, top0, top1, top2, top3, piece0, start + 0 * C, to_log2, seed,
+        counter, V, SOFTCAP, C, EVEN_V, FAST,
     )  # fmt: skip
-    top, total, moment, best = fold(
-        top, total, moment, best, piece2, start + 2 * C, to_log2, seed, counter, V, SOFTCAP, C,
-        EVEN_V, FAST,
+    top, total, moment, best, top0, top1, top2, top3 = fold(
+        top, total, moment, best, top0, top1, top2, top3, piece1, start + 1 * C, to_log2, seed,
+        counter, V, SOFTCAP, C, EVEN_V, FAST,
     )  # fmt: skip
-    top, total, moment, best = fold(
-        top, total, moment, best, piece3, start + 3 * C, to_log2, seed, counter, V, SOFTCAP, C,
-        EVEN_V, FAST,
+    top, total, moment, best, top0, top1, top2, top3 = fold(
+        top, total, moment, best, top0, top1, top2, top3, piece2, start + 2 * C, to_log2, seed,
+        counter, V, SOFTCAP, C, EVEN_V, FAST,
     )  # fmt: skip
+    top, total, moment, best, top0, top1, top2, top3 = fold(
+        top, total, moment, best, top0, top1, top2, top3, piece3, start + 3 * C, to_log2, seed,
+        counter, V, SOFTCAP, C, EVEN_V, FAST,
+    )  # fmt: skip
+    strips = tl.cdiv(V, STRIP)
+    strip = start // STRIP + tl.zeros([BLOCK_R], tl.int32)
+    apart: tl.constexpr = CALLS // STRIP
+    cell = tops_ptr + row * strips + strip
+    tl.store(cell, top0, mask=there)
+    tl.store(cell + apart, top1, mask=there & (strip + apart < strips))
+    tl.store(cell + 2 * apart, top2, mask=there & (strip + 2 * apart < strips))
+    tl.store(cell + 3 * apart, top3, mask=there & (strip + 3 * apart < strips))
+    highest = tl.maximum(tl.maximum(top0, top1), tl.maximum(top2, top3))
     cell = sums_ptr + row * TILES + tile
     plane = tl.cast(R, tl.int64) * TILES
     tl.store(cell, highest, mask=there)

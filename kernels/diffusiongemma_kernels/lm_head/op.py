@@ -5,10 +5,10 @@ import triton
 from torch import Tensor
 
 from diffusiongemma_kernels import target
-from diffusiongemma_kernels.lm_head import _config, _kernel
+from diffusiongemma_kernels.lm_head import _config, _kernel, reference
 from diffusiongemma_kernels.lm_head._config import Config
+from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_stats import op as row_stats
-from diffusiongemma_kernels.row_stats.types import RowStats
 
 
 def lm_head(
@@ -19,8 +19,8 @@ def lm_head(
     counter: Tensor,
     *,
     softcap: float | None = None,
-) -> tuple[Tensor, RowStats]:
-    """logits = hidden weight^T, summed in fp32 and rounded;   -> logits, row_stats(logits, ...)
+) -> Reading:
+    """logits = hidden weight^T, summed in fp32 and rounded, and row_stats(logits, ...)
 
     hidden [R, H]; weight [V, H], of one dtype, which the logits [R, V] have too; the rest as in
     ``row_stats``.  The statistics are those of the rounded logits, with the same noise.  A row's
@@ -38,11 +38,12 @@ def lm_head_torch(
     counter: Tensor,
     *,
     softcap: float | None = None,
-) -> tuple[Tensor, RowStats]:
+) -> Reading:
     """The same on a CPU, where a row's bits depend on others as far as torch's product does."""
     _check(hidden, weight)
     logits = hidden @ weight.T
-    return logits, row_stats.row_stats(logits, temperature, seed, counter, softcap=softcap)
+    stats = row_stats.row_stats(logits, temperature, seed, counter, softcap=softcap)
+    return Reading(logits, reference.tops(logits, reference.STRIP), reference.STRIP, stats)
 
 
 def lm_head_triton(
@@ -54,16 +55,17 @@ def lm_head_triton(
     *,
     softcap: float | None = None,
     config: Config | None = None,
-) -> tuple[Tensor, RowStats]:
+) -> Reading:
     """The same by Triton.  `config` overrides the table, for tests and for the bench."""
     _check(hidden, weight)
     (R, H), V = hidden.shape, weight.shape[0]
     logits = hidden.new_empty(R, V)
     row_stats.check(logits, temperature, seed, counter, softcap)
     stats = row_stats.empty(logits)
-    if R == 0:
-        return logits, stats
     cfg = config or _config.choose(target.of(hidden.device).capability)
+    tops = logits.new_empty(R, -(-V // cfg.strip), dtype=torch.float32)
+    if R == 0:
+        return Reading(logits, tops, cfg.strip, stats)
     tiles = _config.tiles(V, cfg.strip)
     sums = torch.empty((4, R, tiles), dtype=torch.float32, device=hidden.device)
     _kernel.read[(tiles * -(-R // cfg.block_r),)](
@@ -73,6 +75,7 @@ def lm_head_triton(
         seed,
         counter,
         logits,
+        tops,
         sums,
         R,
         V,
@@ -107,7 +110,7 @@ def lm_head_triton(
         BLOCK_T=triton.next_power_of_2(tiles),
         num_warps=4,
     )
-    return logits, stats
+    return Reading(logits, tops, cfg.strip, stats)
 
 
 def _check(hidden: Tensor, weight: Tensor) -> None:

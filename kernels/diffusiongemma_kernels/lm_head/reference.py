@@ -1,8 +1,10 @@
 import torch
 from torch import Tensor
 
+from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_stats import reference
-from diffusiongemma_kernels.row_stats.types import RowStats
+
+STRIP = 64
 
 
 def lm_head(
@@ -13,6 +15,12 @@ def lm_head(
     counter: Tensor,
     *,
     softcap: float | None = None,
-) -> tuple[Tensor, RowStats]:
+) -> Reading:
     logits = torch.matmul(hidden.float(), weight.float().T).to(hidden.dtype)
-    return logits, reference.row_stats(logits, temperature, seed, counter, softcap=softcap)
+    stats = reference.row_stats(logits, temperature, seed, counter, softcap=softcap)
+    return Reading(logits, tops(logits, STRIP), STRIP, stats)
+
+
+def tops(logits: Tensor, strip: int) -> Tensor:
+    padded = torch.nn.functional.pad(logits.float(), (0, -logits.shape[1] % strip), value=-torch.inf)
+    return padded.unflatten(1, (-1, strip)).amax(2)
