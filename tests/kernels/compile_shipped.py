@@ -27,6 +27,8 @@ from diffusiongemma_kernels.norms import _kernel as layer_norms
 from diffusiongemma_kernels.qkv import _kernel as qkv
 from diffusiongemma_kernels.route import _kernel as routing
 from diffusiongemma_kernels.row_stats import _kernel as row_stats
+from diffusiongemma_kernels.soft_mix import _config as mix_config
+from diffusiongemma_kernels.soft_mix import _kernel as soft_mix
 
 REQUESTS = dict.fromkeys(
     ("query_start_loc_ptr", "seq_lens_ptr", "block_table_ptr", "canvas_ptr"), "i32"
@@ -119,6 +121,31 @@ def read_finish(capability: int):
     return compiling.compile_for(
         lm_head.finish, pointers, scalars, constants, capability=capability, num_warps=4
     )
+
+
+MIXED = {"temperature_ptr": "fp32", "logsumexp_ptr": "fp32", "logits_ptr": "bf16", "out_ptr": "bf16"}
+MIXED |= {"weight_ptr": "bf16", "tops_ptr": "fp32", "sums_ptr": "fp32"}
+MIXED |= dict.fromkeys(("strips_ptr", "tokens_ptr", "counts_ptr", "order_ptr", "total_ptr"), "i32")
+
+
+def mix(capability: int, fn):
+    """One of `soft_mix`'s kernels, for hidden 2816 and a vocabulary of 262,144."""
+    config = mix_config.choose(divmod(capability, 10))
+    probs = "bf16" if fn is soft_mix.mix_all else "fp32"
+    pointers = {n: k for n, k in (MIXED | {"probs_ptr": probs}).items() if n in fn.arg_names}
+    numbers = ("R", "V", "H", "strips", "stride_l", "stride_p", "stride_w")
+    scalars = divisible(*(n for n in numbers if n in fn.arg_names))
+    scalars |= {"scale": "fp32"} if "scale" in fn.arg_names else {}
+    shared = {"STRIP": 64, "SOFTCAP": 30.0, "LEAST": mix_config.LEAST, "LEVELS": mix_config.LEVELS}
+    shared |= {"KEPT": 1 - mix_config.DROPPED, "LIMIT": mix_config.LIMIT, "BLOCK_N": 16}
+    shared |= {"BLOCK": 4096 if fn is soft_mix.weigh else 1024, "SPLITS": config.splits}
+    shared |= {"BLOCK_M": config.block_m, "BLOCK_K": config.block_k, "EVEN_K": True, "EVEN_H": True}
+    shared["BLOCK_H"] = config.block_h if fn is soft_mix.mix_all else 512
+    constants = {n: v for n, v in shared.items() if n in fn.arg_names}
+    launch = {"num_warps": 8 if fn is soft_mix.weigh else 4}
+    if fn is soft_mix.mix_all:
+        launch = {"num_warps": config.warps, "num_stages": config.stages}
+    return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)
 
 
 def write(capability: int, cache: str):
@@ -306,6 +333,10 @@ def main(capability: int) -> None:
     report("canvas_step", "", canvas(capability, canvas_step.step, constants, step.warps))
     report("lm_head", "read", read(capability))
     report("lm_head_finish", "bf16", read_finish(capability))
+    parts = (soft_mix.select, soft_mix.line_up, soft_mix.mix_few, soft_mix.weigh)
+    for fn in (*parts, soft_mix.add_splits):
+        report("soft_mix", fn.__name__, mix(capability, fn))
+    report("soft_mix_all", "bf16", mix(capability, soft_mix.mix_all))
     report("route", "bf16", route(capability))
     for fn in (layer_norms.enter, layer_norms.leave):
         report("norms", fn.__name__, norms(capability, fn))
