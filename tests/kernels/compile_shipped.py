@@ -96,7 +96,8 @@ ROWS = {"temperature_ptr": "fp32", "seed_ptr": "i64", "counter_ptr": "i64", "log
 def read(capability: int):
     """`lm_head` for hidden 2816 and a vocabulary of 262,144."""
     config = lm_config.choose(divmod(capability, 10))
-    pointers = ROWS | {"hidden_ptr": "bf16", "weight_ptr": "bf16", "sums_ptr": "fp32", "tops_ptr": "fp32"}
+    pointers = ROWS | {"hidden_ptr": "bf16", "weight_ptr": "bf16"}
+    pointers |= {"sums_ptr": "fp32", "tops_ptr": "fp32"}
     scalars = divisible("R", "V", "H", "TILES", "stride_h", "stride_w", "stride_l")
     constants = {
         "SOFTCAP": 30.0,
@@ -123,8 +124,8 @@ def read_finish(capability: int):
     )
 
 
-MIXED = {"temperature_ptr": "fp32", "logsumexp_ptr": "fp32", "logits_ptr": "bf16", "out_ptr": "bf16"}
-MIXED |= {"weight_ptr": "bf16", "tops_ptr": "fp32", "sums_ptr": "fp32"}
+MIXED = dict.fromkeys(("temperature_ptr", "logsumexp_ptr", "tops_ptr", "sums_ptr"), "fp32")
+MIXED |= dict.fromkeys(("logits_ptr", "out_ptr", "weight_ptr"), "bf16")
 MIXED |= dict.fromkeys(("strips_ptr", "tokens_ptr", "counts_ptr", "order_ptr", "total_ptr"), "i32")
 
 

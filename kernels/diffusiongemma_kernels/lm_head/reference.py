@@ -22,5 +22,6 @@ def lm_head(
 
 
 def tops(logits: Tensor, strip: int) -> Tensor:
-    padded = torch.nn.functional.pad(logits.float(), (0, -logits.shape[1] % strip), value=-torch.inf)
+    beyond = (0, -logits.shape[1] % strip)
+    padded = torch.nn.functional.pad(logits.float(), beyond, value=-torch.inf)
     return padded.unflatten(1, (-1, strip)).amax(2)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 LEAST = 2.0**-20  # probability below which a token is always left out
-DROPPED = 2.0**-11  # probability that a row may lose, all its tokens left out together
+DROPPED = 2.0**-9  # probability that a row may lose, all its tokens left out together
 LIMIT = 1024  # tokens of a row; one that needs more takes the product over the whole vocabulary
 LEVELS = 10  # LEAST * 4^i, of which the highest that loses no more than DROPPED is taken
 

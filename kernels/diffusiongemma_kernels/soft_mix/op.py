@@ -1,7 +1,6 @@
 """What a row believes, as a mean of embeddings: only of the tokens that can matter, if few can."""
 
 import torch
-import triton
 from torch import Tensor
 
 from diffusiongemma_kernels import target
@@ -23,13 +22,14 @@ def soft_mix(
     reading: from ``lm_head``, whose logits are scratch afterwards; temperature [R] f32;
     weight [V, H].  -> [R, H] of weight's dtype.
 
-    On a GPU a row leaves out its least likely tokens, K kept, where their probabilities add up to
-    1 - sum_{v in K} p[r, v] <= DROPPED = 2^-11.  The sum is known, so the bound is: by the triangle
-    inequality ||m[r] - exact|| <= scale * 2^-11 * max_v ||weight[v]||, below the 2^-9 by which
-    rounding m to bf16 may move each of its numbers.  (fp32's own rounding of p adds 1e-5.)  K is
-    the smallest of ``LEVELS`` sets p >= 4^i LEAST that suffices.  A row with more than ``LIMIT``
-    tokens that likely takes the product over the whole vocabulary: one that drops nothing.  Which
-    it takes depends on that row alone and is decided on the device; the launches are the same.
+    On a GPU a row keeps a set K of tokens and leaves the others out, where their probability is
+    1 - sum_{v in K} p[r, v] <= DROPPED = 2^-9.  That sum is computed, so the bound holds for every
+    row: by the triangle inequality ||m[r] - exact|| <= scale * 2^-9 * max_v ||weight[v]||.  The
+    product over the whole vocabulary has the same bound, since it rounds every p to bf16 and K's
+    are not rounded.  (fp32's rounding of p adds 1e-5 to either.)  K is the smallest of ``LEVELS``
+    sets p >= 4^i LEAST that suffices.  A row that needs more than ``LIMIT`` tokens takes the
+    product over the whole vocabulary.  Which it takes depends on that row alone and is decided on
+    the device; the launches are the same.
     """
     run = soft_mix_triton if reading.logits.is_cuda else soft_mix_torch
     return run(reading, temperature, weight, softcap=softcap, scale=scale)
@@ -95,7 +95,7 @@ def soft_mix_triton(
 
 def _check(reading: Reading, temperature: Tensor, weight: Tensor) -> None:
     (R, V), strips = reading.logits.shape, reading.tops.shape[1]
-    assert weight.shape[0] == V and weight.stride(1) == 1, f"{weight.shape=} {reading.logits.shape=}"
+    assert weight.shape[0] == V and weight.stride(1) == 1, f"{weight.shape=} {V=}"
     assert weight.dtype == reading.logits.dtype, f"{weight.dtype=} {reading.logits.dtype=}"
     assert strips == -(-V // reading.strip), f"{reading.tops.shape=} {reading.strip=}"
     assert reading.tops.is_contiguous() and reading.logits.stride(1) == 1
