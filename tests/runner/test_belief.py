@@ -12,6 +12,7 @@ ROWS, VOCAB, HIDDEN = 6, 300, 16
 
 class Model:
     model = SimpleNamespace(embed_scale=4.0)
+    text_config = SimpleNamespace(final_logit_softcapping=30.0)
 
     def __init__(self):
         make = torch.Generator().manual_seed(0)
@@ -58,3 +59,25 @@ def test_bent_logits_are_read_as_they_are(rows, monkeypatch):
     )
     assert model.projected == 0 and stats.argmax.tolist() == stats.sample.tolist() == [7] * ROWS
     torch.testing.assert_close(mixed, model.embedding[7].mul(4.0).expand(ROWS, -1))
+
+
+def test_kernels_that_agree_pass_and_one_that_does_not_stops_the_start(monkeypatch):
+    monkeypatch.setattr(belief, "fuses", lambda weight: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    model = Model()
+    belief.prove(model)
+    right = belief.soft_mix
+    monkeypatch.setattr(belief, "soft_mix", lambda *args, **kw: right(*args, **kw).roll(1, 0))
+    with pytest.raises(RuntimeError, match="soft_mix: our kernel is wrong on a GPU"):
+        belief.prove(model)
+    monkeypatch.setattr(belief, "soft_mix", right)
+    read = belief.lm_head
+
+    def nan(*args, **kw):
+        reading = read(*args, **kw)
+        reading.logits[0, 0] = torch.nan
+        return reading
+
+    monkeypatch.setattr(belief, "lm_head", nan)
+    with pytest.raises(RuntimeError, match="lm_head: our kernel is wrong"):
+        belief.prove(model)
