@@ -16,7 +16,6 @@ from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.inputs import PARTS, StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
 from diffusiongemma_vllm.runner import cpu_batch, graphs
-from diffusiongemma_vllm.runner import cpu_batch
 from diffusiongemma_vllm.runner.belief import prove
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks

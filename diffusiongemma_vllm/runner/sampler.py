@@ -15,10 +15,8 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.states import RequestState
 
 from diffusiongemma_kernels.canvas_step import types as kernels
-from diffusiongemma_kernels.row_probs.op import row_probs
-from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
-from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens
+from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.denoise import edits, rows
 from diffusiongemma_vllm.denoise.edits import Scene
@@ -29,9 +27,7 @@ from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
 from diffusiongemma_vllm.denoise.walk import Walk
 from diffusiongemma_vllm.knobs import canvas_options
-from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.request import request_options
-from diffusiongemma_vllm.request import RequestOptions, request_options
 from diffusiongemma_vllm.runner.belief import believe
 from diffusiongemma_vllm.runner.constraint import GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
@@ -301,19 +297,19 @@ class DiffusionSampler:
         seed = self.state.seed[own].repeat_interleave(length, output_size=len(tile) * length)
         draw = rolled(step, canvas.roll[pick])
         counter = counters(canvas.base[pick], draw, length, SAMPLE).flatten()
-        rows = hidden[pick].flatten(0, 1)
+        flat = hidden[pick].flatten(0, 1)
         logits: Tensor | None = None
         softcap: float | None = self.softcap
         special = [self.special.get(int(slots_np[i])) for i in tile]
         if special[0] is not None and special[0].bends:
-            logits = self._capped(self.model.project(rows))
+            logits = self._capped(self.model.project(flat))
             for i, place in enumerate(tile):
                 mine = slice(i * length, (i + 1) * length)
                 logits[mine] = self._edit(logits[mine], canvas, int(slots_np[place]), place)
             logits = filtered(logits, temperature, [one.options for one in special if one])
             temperature, softcap = torch.ones_like(temperature), None
         stats, mixed = believe(
-            self.model, rows, logits, temperature, seed, counter, softcap
+            self.model, flat, logits, temperature, seed, counter, softcap
         )
         shape = (len(tile), length)
         best, sample = stats.argmax.view(shape), stats.sample.view(shape)
