@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--serve", default="", help="users at once")
     parser.add_argument("--requests", type=int, default=4, help="of each user")
     parser.add_argument("--steps", type=int, default=16, help="denoise steps a canvas, at most")
-    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--prompt", default="512", help="tokens; several lengths with commas")
     parser.add_argument("--kw", default="{}", help="further arguments of vllm.LLM, as JSON")
     parser.add_argument("--json", type=Path, help="append a line a measurement")
     parser.add_argument("--plot", type=Path, help="draw the lines of --json")
@@ -95,9 +95,10 @@ class Bench:
     def __init__(self, args: argparse.Namespace, batches: list[int], users: list[int]) -> None:
         import torch
         import vllm
+        from vllm.transformers_utils.config import get_config
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
-        self.args, self.forwards = args, 0
+        self.args, self.forwards, self.length = args, 0, 0
         self.make = torch.Generator().manual_seed(1)
         execute = GPUModelRunner.execute_model
 
@@ -111,13 +112,16 @@ class Bench:
 
             dummy_loader.DummyModelLoader.load_weights = fill
         gpu = torch.cuda.is_available()
+        self.canvas = get_config(args.model, trust_remote_code=True).canvas_length
         settings = dict(
             model=args.model, skip_tokenizer_init=True, max_model_len=8192, trust_remote_code=True,
             dtype="bfloat16" if gpu else "float32", max_num_seqs=max([*batches, *users]),
             enable_prefix_caching=False, max_num_batched_tokens=16384,
             load_format="dummy" if args.random else "auto",
             limit_mm_per_prompt={"image": 0, "video": 0},
-            diffusion_config={"max_denoising_steps": args.steps},
+            diffusion_config={
+                "canvas_length": self.canvas, "max_denoising_steps": args.steps
+            },
         )
         if gpu:
             settings |= {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.8}
@@ -126,7 +130,6 @@ class Bench:
         print(f"start-up {time.time() - begun:.1f} s", flush=True)
         config = self.llm.llm_engine.vllm_config
         hf = config.model_config.hf_config
-        self.canvas = (config.diffusion_config.canvas_length or 0) or hf.canvas_length
         self.vocab = config.model_config.get_vocab_size()
         plugins = entry_points(group="vllm.general_plugins")
         ours = any("diffusiongemma" in plugin.value for plugin in plugins)
@@ -140,16 +143,20 @@ class Bench:
             "gpu": torch.cuda.get_device_name() if gpu else "none, on CPU",
             "versions": {"vllm": vllm.__version__, "torch": torch.__version__},
             "settings": {
-                "steps": args.steps, "prompt": args.prompt, "random": args.random,
-                **json.loads(args.kw),
+                "steps": args.steps, "random": args.random, **json.loads(args.kw)
             },
         }
+
+    def said(self) -> dict[str, Any]:
+        """Where and how a line was measured."""
+        settings = {"prompt": self.length, **self.where["settings"]}
+        return {**self.where, "settings": settings}
 
     def prompt(self) -> dict[str, list[int]]:
         import torch
 
         low, high = min(1000, self.vocab // 4), min(4000, self.vocab)
-        ids = torch.randint(low, high, (self.args.prompt,), generator=self.make)
+        ids = torch.randint(low, high, (self.length,), generator=self.make)
         return {"prompt_token_ids": ids.tolist()}
 
     def params(self, canvases: int) -> Any:
@@ -180,7 +187,7 @@ class Bench:
             "forwards_a_canvas": (many - few) / 2,
             "ms": round((long - short) / max(1, many - few) * 1e3, 3),
             "tokens_per_second": round(2 * self.canvas * batch / (long - short)),
-            **self.where,
+            "prompt_ms": round((short - (long - short) / 2) * 1e3, 1), **self.said(),
         }  # fmt: skip
 
     def load(self, users: int) -> dict[str, Any]:
@@ -214,7 +221,7 @@ class Bench:
         return {
             "what": "serve", **self.about, "users": users, "requests": total,
             "tokens_per_second": round(2 * self.canvas * total / seconds),
-            "first_token_ms": milliseconds(first), "answer_ms": milliseconds(ended), **self.where,
+            "first_token_ms": milliseconds(first), "answer_ms": milliseconds(ended), **self.said(),
         }  # fmt: skip
 
 
@@ -255,7 +262,9 @@ def main() -> None:
         users = [int(part) for part in args.serve.split(",") if part]
         bench = Bench(args, batches, users)
         work = [(bench.step, batch) for batch in batches] + [(bench.load, n) for n in users]
-        for place, (measure, size) in enumerate(work, 1):
+        lengths = [int(part) for part in args.prompt.split(",")]
+        work = [(length, *one) for length in lengths for one in work]
+        for place, (bench.length, measure, size) in enumerate(work, 1):
             line = json.dumps(measure(size))
             print(f"[{place}/{len(work)}] {line}", flush=True)
             if args.json:

@@ -27,12 +27,14 @@ def main() -> None:
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     import torch
+
+    gpu = torch.cuda.is_available()
+    if not gpu:  # before vLLM looks for Triton
+        os.environ.setdefault("DIFFUSIONGEMMA_VLLM_INTERPRETER", "1")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from data import CHECKPOINT, heldout
     from vllm import LLM
 
-    gpu = torch.cuda.is_available()
-    if not gpu:
-        os.environ.setdefault("DIFFUSIONGEMMA_VLLM_INTERPRETER", "1")
     settings = dict(
         model=str(CHECKPOINT), trust_remote_code=True, max_model_len=2048, max_num_seqs=args.batch,
         dtype="bfloat16" if gpu else "float32", enable_prefix_caching=False,
