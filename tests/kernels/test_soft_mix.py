@@ -34,11 +34,15 @@ CASES = [
 ]
 
 
-def make(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32):
+def make(
+    case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32, lead: float = 0.0
+):
+    """lead: how far every row's token 7 is above the others."""
     g = torch.Generator(device).manual_seed(case.vocab)
     R, V = len(case.spreads), case.vocab
     spread = torch.tensor(case.spreads, device=device)[:, None]
     logits = (torch.randn(R, V, generator=g, device=device) * spread).to(dtype)
+    logits[:, min(7, V - 1)] += lead
     weight = torch.randn(V, case.hidden, generator=g, device=device).to(dtype)
     temperature = torch.linspace(0.4, 0.8, R, device=device)
     if R > 1:
@@ -133,11 +137,11 @@ def test_the_bound_is_tight(device: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("spread", [0.3, 2.0, 5.0, 12.0])
+@pytest.mark.parametrize("spread, lead", [(0.3, 0.0), (2.0, 25.0), (5.0, 0.0), (12.0, 0.0)])
 @pytest.mark.parametrize("rows", [256, 1024])
-def test_real_shape(rows: int, spread: float) -> None:
+def test_real_shape(rows: int, spread: float, lead: float) -> None:
     case = Case(262144, 2816, (spread,) * (rows - 3) + (0.1, 30.0, 8.0), "")
-    reading, temperature, weight = make(case, "cuda", torch.bfloat16)
+    reading, temperature, weight = make(case, "cuda", torch.bfloat16, lead)
     mine = reading._replace(logits=reading.logits.clone())
     got = op.soft_mix(mine, temperature, weight, softcap=30.0, scale=SCALE)
     for r in range(0, rows, 64):
@@ -150,9 +154,11 @@ def test_real_shape(rows: int, spread: float) -> None:
 @pytest.mark.gpu
 def test_a_graph_replays_other_rows() -> None:
     """One capture serves peaked and flat rows: which product a row takes is read on the device."""
-    peaked = make(Case(262144, 2816, (30.0,) * 256, ""), "cuda", torch.bfloat16)
-    flat = make(Case(262144, 2816, (0.3,) * 256, ""), "cuda", torch.bfloat16)
-    fixed, temperature, weight = make(Case(262144, 2816, (30.0,) * 256, ""), "cuda", torch.bfloat16)
+    def case(spread: float, lead: float):
+        return make(Case(262144, 2816, (spread,) * 256, ""), "cuda", torch.bfloat16, lead)
+
+    peaked, flat = case(2.0, 25.0), case(0.3, 0.0)
+    fixed, temperature, weight = case(2.0, 25.0)
     op.soft_mix(fixed, temperature, weight, softcap=30.0, scale=SCALE)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
