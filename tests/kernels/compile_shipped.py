@@ -143,7 +143,7 @@ def mix(capability: int, fn):
     shared |= {"BLOCK_M": config.block_m, "BLOCK_K": config.block_k, "EVEN_K": True, "EVEN_H": True}
     shared["BLOCK_H"] = config.block_h if fn is soft_mix.mix_all else 512
     constants = {n: v for n, v in shared.items() if n in fn.arg_names}
-    launch = {"num_warps": 8 if fn is soft_mix.weigh else 4}
+    launch = {"num_warps": 8 if fn in (soft_mix.select, soft_mix.weigh) else 4}
     if fn is soft_mix.mix_all:
         launch = {"num_warps": config.warps, "num_stages": config.stages}
     return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)

@@ -66,7 +66,7 @@ def soft_mix_triton(
     _kernel.select[(R,)](
         logits, tops, temperature, sums, strips, tokens, probs, counts, V, tops.shape[1],
         logits.stride(0), STRIP=strip, SOFTCAP=cap, LEAST=_config.LEAST, LEVELS=_config.LEVELS,
-        KEPT=1.0 - _config.DROPPED, LIMIT=limit, num_warps=4,
+        KEPT=1.0 - _config.DROPPED, LIMIT=limit, num_warps=8,
     )  # fmt: skip
     _kernel.line_up[(1,)](counts, order, total, R, BLOCK=1024, num_warps=4)
     columns = -(-H // COLUMNS)
