@@ -16,6 +16,7 @@ from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.inputs import PARTS, StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
 from diffusiongemma_vllm.runner import cpu_batch, graphs
+from diffusiongemma_vllm.runner.belief import prove
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.gpu_step import GpuStep
@@ -53,6 +54,7 @@ class DiffusionGemmaModelState(ModelState):
         self.gpu = GpuStep(self.slots, self.inputs) if device.type == "cuda" else None
 
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
+        prove(self.model)
         marks = _marks(self.vllm_config.reasoning_config)
         ours = DiffusionSampler(
             self.config, self.slots, self.model, sampler.req_states, marks=marks, gpu=self.gpu,

@@ -15,8 +15,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.states import RequestState
 
 from diffusiongemma_kernels.canvas_step import types as kernels
-from diffusiongemma_kernels.row_probs.op import row_probs
-from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
+from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.denoise import edits, rows
@@ -25,12 +24,11 @@ from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters, rolled
 from diffusiongemma_vllm.denoise.reroll import Reroll
 from diffusiongemma_vllm.denoise.schedule import LinearSchedule
 from diffusiongemma_vllm.denoise.scores import Scores, score
-from diffusiongemma_vllm.denoise.soft_embed import soft_embed
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
 from diffusiongemma_vllm.denoise.walk import Walk
 from diffusiongemma_vllm.knobs import canvas_options
-from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.request import request_options
+from diffusiongemma_vllm.runner.belief import believe
 from diffusiongemma_vllm.runner.constraint import GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.gpu_step import GpuStep
@@ -299,22 +297,20 @@ class DiffusionSampler:
         seed = self.state.seed[own].repeat_interleave(length, output_size=len(tile) * length)
         draw = rolled(step, canvas.roll[pick])
         counter = counters(canvas.base[pick], draw, length, SAMPLE).flatten()
-        logits = self.model.project(hidden[pick].flatten(0, 1))
+        flat = hidden[pick].flatten(0, 1)
+        logits: Tensor | None = None
         softcap: float | None = self.softcap
         special = [self.special.get(int(slots_np[i])) for i in tile]
         if special[0] is not None and special[0].bends:
-            logits = self._capped(logits)
+            logits = self._capped(self.model.project(flat))
             for i, place in enumerate(tile):
                 mine = slice(i * length, (i + 1) * length)
                 logits[mine] = self._edit(logits[mine], canvas, int(slots_np[place]), place)
             logits = filtered(logits, temperature, [one.options for one in special if one])
             temperature, softcap = torch.ones_like(temperature), None
-        stats = row_stats(logits, temperature, seed, counter, softcap=softcap)
-        weight = self.model.embedding
-        probs = row_probs(
-            logits, temperature, stats.logsumexp, softcap=softcap, dtype=weight.dtype
+        stats, mixed = believe(
+            self.model, flat, logits, temperature, seed, counter, softcap
         )
-        mixed = rowwise(lambda p: soft_embed(p, weight, self.model.model.embed_scale), probs)
         shape = (len(tile), length)
         best, sample = stats.argmax.view(shape), stats.sample.view(shape)
         guess.best[pick] = best

@@ -1,10 +1,14 @@
 """Shapes of the real model: 16 query heads, 30 layers of which every sixth sees everything."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import layer_cases
 import moe_cases
 import torch
+import vocabulary_cases
+from timed import Timed
 from torch.nn.functional import scaled_dot_product_attention
 
 from diffusiongemma_kernels.attention import _config as attention_config
@@ -13,21 +17,12 @@ from diffusiongemma_kernels.kv_write.op import kv_write
 from diffusiongemma_kernels.paged import FP8
 from diffusiongemma_kernels.row_stats import _config as row_stats_config
 from diffusiongemma_kernels.row_stats.op import row_stats_triton
-from diffusiongemma_kernels.testing import Heads, Request, paged_case
+from diffusiongemma_kernels.testing import Heads, Paged, Request, paged_case
 
 LOCAL, GLOBAL = Heads(16, 8, 256), Heads(16, 2, 512)
 WINDOW = 1024
 VOCAB = 262144
 BF16 = torch.bfloat16
-
-
-class Timed(NamedTuple):
-    case: str
-    run: Callable[[], object]
-    bytes: int = 0
-    flops: int = 0
-    baseline: Callable[[], object] | None = None
-    facts: dict | None = None  # more for the line
 
 
 class Attention(NamedTuple):
@@ -45,7 +40,9 @@ ATTENTION = [
     Attention("local, 1 canvas, prefix 512, pages of 16", CANVAS, LOCAL, 16),
     Attention("global, 1 canvas, prefix 512, pages of 32", CANVAS, GLOBAL, 32),
     Attention("local, 1 canvas, prefix 4096", (Request(256, 4096),), LOCAL),
+    Attention("global, 1 canvas, prefix 8192", (Request(256, 8192),), GLOBAL),
     Attention("global, 1 canvas, prefix 32768", (Request(256, 32768),), GLOBAL),
+    Attention("global, 1 canvas, prefix 131072", (Request(256, 131072),), GLOBAL),
     Attention("local, 8 canvases, prefix 512", CANVAS * 8, LOCAL),
     Attention("global, 8 canvases, prefix 512", CANVAS * 8, GLOBAL),
     Attention("local, 32 canvases, prefix 512", CANVAS * 32, LOCAL),
@@ -83,6 +80,36 @@ def sdpa(case: Attention, window: int) -> Callable[[], object]:
     return lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0, enable_gqa=True)
 
 
+def sdpa_time(case: Attention, window: int) -> dict:
+    """In microseconds; none where torch has no memory for its mask."""
+    try:
+        return {"SDPA us": vocabulary_cases.microseconds(sdpa(case, window))}
+    except torch.OutOfMemoryError as error:
+        return {"SDPA": str(error).splitlines()[0]}
+
+
+def unified(paged: Paged, window: int) -> Callable[[], object] | None:
+    """vLLM's kernel on the same pages; native masks canvases by its per-request `causal`."""
+    try:
+        from vllm.v1.attention.ops.triton_unified_attention import unified_attention
+    except ImportError as error:
+        print(f"no baseline for attention: {error}", file=sys.stderr)
+        return None
+    q, kv, batch = paged
+    out = torch.empty_like(q)
+    scale = torch.full(
+        (len(batch.seq_lens), kv.key.shape[2]), kv.k_scale, device=q.device
+    )  # fmt: skip
+    causal = 1 - batch.canvas.int()
+    return lambda: unified_attention(
+        q=q, k=kv.key, v=kv.value, out=out, cu_seqlens_q=batch.query_start_loc,
+        max_seqlen_q=batch.max_query_len, seqused_k=batch.seq_lens,
+        max_seqlen_k=batch.max_seq_len, softmax_scale=1.0, causal=causal,
+        window_size=(window - 1, 0) if window else (-1, -1), block_table=batch.block_table,
+        softcap=0.0, q_descale=None, k_descale=scale, v_descale=scale,
+    )  # fmt: skip
+
+
 def attention(sweep: bool) -> Iterator[Timed]:
     for case in ATTENTION[:2] if sweep else ATTENTION:
         window = WINDOW if case.heads == LOCAL else 0
@@ -105,7 +132,9 @@ def attention(sweep: bool) -> Iterator[Timed]:
                 paged_attention_triton(*paged, out, window=window, scale=1.0, config=config)
 
             name = f"{case.name}, {tuple(config)}" if config else case.name
-            yield Timed(name, run, flops=flops, baseline=None if sweep else sdpa(case, window))
+            facts = {} if sweep else sdpa_time(case, window)
+            other = None if sweep else unified(paged, window)
+            yield Timed(name, run, flops=flops, baseline=other, facts=facts)
 
 
 def attention_configs(dim: int) -> Iterator[attention_config.Config]:
@@ -201,6 +230,13 @@ def experts(sweep: bool) -> Iterator[Timed]:
 OPS: dict[str, Callable[[bool], Iterator[Timed]]] = {
     "attention": attention,
     "kv_write": writes,
+    "lm_head": vocabulary_cases.lm_heads,
     "moe_gemm": experts,
+    "moe_sort": layer_cases.sorts,
+    "norms": layer_cases.norms,
+    "qkv": layer_cases.heads,
+    "route": layer_cases.routes,
+    "row_probs": vocabulary_cases.probabilities,
     "row_stats": statistics,
+    "soft_mix": vocabulary_cases.soft_mixes,
 }

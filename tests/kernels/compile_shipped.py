@@ -16,6 +16,8 @@ from diffusiongemma_kernels.canvas_rows import _kernel as canvas_rows
 from diffusiongemma_kernels.canvas_step import _config as step_config
 from diffusiongemma_kernels.canvas_step import _kernel as canvas_step
 from diffusiongemma_kernels.kv_write import _kernel as kv_write
+from diffusiongemma_kernels.lm_head import _config as lm_config
+from diffusiongemma_kernels.lm_head import _kernel as lm_head
 from diffusiongemma_kernels.moe_gemm import _config as moe_config
 from diffusiongemma_kernels.moe_gemm import _kernel as moe
 from diffusiongemma_kernels.moe_gemm_fp4 import _config as fp4_config
@@ -25,6 +27,8 @@ from diffusiongemma_kernels.norms import _kernel as layer_norms
 from diffusiongemma_kernels.qkv import _kernel as qkv
 from diffusiongemma_kernels.route import _kernel as routing
 from diffusiongemma_kernels.row_stats import _kernel as row_stats
+from diffusiongemma_kernels.soft_mix import _config as mix_config
+from diffusiongemma_kernels.soft_mix import _kernel as soft_mix
 
 REQUESTS = dict.fromkeys(
     ("query_start_loc_ptr", "seq_lens_ptr", "block_table_ptr", "canvas_ptr"), "i32"
@@ -84,6 +88,65 @@ def scan(capability: int):
     return compiling.compile_for(
         row_stats.scan, pointers, scalars, constants, capability=capability, num_warps=8
     )
+
+
+ROWS = {"temperature_ptr": "fp32", "seed_ptr": "i64", "counter_ptr": "i64", "logits_ptr": "bf16"}
+
+
+def read(capability: int):
+    """`lm_head` for hidden 2816 and a vocabulary of 262,144."""
+    config = lm_config.choose(divmod(capability, 10))
+    pointers = ROWS | {"hidden_ptr": "bf16", "weight_ptr": "bf16"}
+    pointers |= {"sums_ptr": "fp32", "tops_ptr": "fp32"}
+    scalars = divisible("R", "V", "H", "TILES", "stride_h", "stride_w", "stride_l")
+    constants = {
+        "SOFTCAP": 30.0,
+        "BLOCK_R": config.block_r,
+        "STRIP": config.strip,
+        "BLOCK_K": config.block_k,
+        "EVEN_K": True,
+        "EVEN_V": True,
+        "FAST": True,
+    }
+    launch = {"num_warps": config.warps, "num_stages": config.stages}
+    return compiling.compile_for(
+        lm_head.read, pointers, scalars, constants, capability=capability, **launch
+    )
+
+
+def read_finish(capability: int):
+    pointers = ROWS | {"argmax_ptr": "i64", "sample_ptr": "i64"}
+    pointers |= dict.fromkeys(("sums_ptr", "entropy_ptr", "max_ptr", "logsumexp_ptr"), "fp32")
+    scalars = divisible("R", "V", "TILES", "stride_l")
+    constants = {"SOFTCAP": 30.0, "STRIP": 64, "BLOCK_T": 1024}
+    return compiling.compile_for(
+        lm_head.finish, pointers, scalars, constants, capability=capability, num_warps=4
+    )
+
+
+MIXED = dict.fromkeys(("temperature_ptr", "logsumexp_ptr", "tops_ptr", "sums_ptr"), "fp32")
+MIXED |= dict.fromkeys(("logits_ptr", "out_ptr", "weight_ptr"), "bf16")
+MIXED |= dict.fromkeys(("strips_ptr", "tokens_ptr", "counts_ptr", "order_ptr", "total_ptr"), "i32")
+
+
+def mix(capability: int, fn):
+    """One of `soft_mix`'s kernels, for hidden 2816 and a vocabulary of 262,144."""
+    config = mix_config.choose(divmod(capability, 10))
+    probs = "bf16" if fn is soft_mix.mix_all else "fp32"
+    pointers = {n: k for n, k in (MIXED | {"probs_ptr": probs}).items() if n in fn.arg_names}
+    numbers = ("R", "V", "H", "strips", "stride_l", "stride_p", "stride_w")
+    scalars = divisible(*(n for n in numbers if n in fn.arg_names))
+    scalars |= {"scale": "fp32"} if "scale" in fn.arg_names else {}
+    shared = {"STRIP": 64, "SOFTCAP": 30.0, "LEAST": mix_config.LEAST, "LEVELS": mix_config.LEVELS}
+    shared |= {"KEPT": 1 - mix_config.DROPPED, "LIMIT": mix_config.LIMIT, "BLOCK_N": 16}
+    shared |= {"BLOCK": 4096 if fn is soft_mix.weigh else 1024, "SPLITS": config.splits}
+    shared |= {"BLOCK_M": config.block_m, "BLOCK_K": config.block_k, "EVEN_K": True, "EVEN_H": True}
+    shared["BLOCK_H"] = config.block_h if fn is soft_mix.mix_all else 512
+    constants = {n: v for n, v in shared.items() if n in fn.arg_names}
+    launch = {"num_warps": 8 if fn in (soft_mix.select, soft_mix.weigh) else 4}
+    if fn is soft_mix.mix_all:
+        launch = {"num_warps": config.warps, "num_stages": config.stages}
+    return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)
 
 
 def write(capability: int, cache: str):
@@ -254,7 +317,7 @@ def main(capability: int) -> None:
         used = compiling.resources(compiled)._asdict()
         ptx = compiled.asm["ptx"]
         used["wgmma"] = "wgmma.mma_async" in ptx
-        used["moves"] = moves(compiled) if op.startswith("moe_gemm") else 0
+        used["moves"] = moves(compiled) if op.startswith(("moe_gemm", "lm_head")) else 0
         used["fp4"] = bool(re.search(r"mma\.\S*kind::mxf4nvf4\.block_scale", ptx))
         print(json.dumps({"op": op, "case": case, "sm": capability, **used}))
 
@@ -269,6 +332,12 @@ def main(capability: int) -> None:
     step = step_config.choose(256)
     constants = {"DOMAIN": 1, "BLOCK": step.block, "CHUNK": step.chunk}
     report("canvas_step", "", canvas(capability, canvas_step.step, constants, step.warps))
+    report("lm_head", "read", read(capability))
+    report("lm_head_finish", "bf16", read_finish(capability))
+    parts = (soft_mix.select, soft_mix.line_up, soft_mix.mix_few, soft_mix.weigh)
+    for fn in (*parts, soft_mix.add_splits):
+        report("soft_mix", fn.__name__, mix(capability, fn))
+    report("soft_mix_all", "bf16", mix(capability, soft_mix.mix_all))
     report("route", "bf16", route(capability))
     for fn in (layer_norms.enter, layer_norms.leave):
         report("norms", fn.__name__, norms(capability, fn))

@@ -39,9 +39,9 @@ def row_stats_torch(
     softcap: float | None = None,
 ) -> RowStats:
     """The same on a CPU."""
-    _check(logits, temperature, seed, counter, softcap)
+    check(logits, temperature, seed, counter, softcap)
     if logits.shape[0] == 0:
-        return _empty(logits)
+        return empty(logits)
     return _torch.row_stats(logits, temperature, seed, counter, softcap=softcap)
 
 
@@ -55,9 +55,9 @@ def row_stats_triton(
     config: Config | None = None,
 ) -> RowStats:
     """The same by Triton.  `config` overrides the table, for tests and for the bench."""
-    _check(logits, temperature, seed, counter, softcap)
+    check(logits, temperature, seed, counter, softcap)
     R, V = logits.shape
-    stats = _empty(logits)
+    stats = empty(logits)
     if R == 0:
         return stats
     cfg = config or _config.choose(R, V, target.of(logits.device).processors)
@@ -106,14 +106,14 @@ def hash_uniform_tokens_triton(seed: Tensor, counter: Tensor, vocab_size: int) -
     return tokens
 
 
-def _empty(logits: Tensor) -> RowStats:
+def empty(logits: Tensor) -> RowStats:
     R, device = logits.shape[0], logits.device
     integers = [torch.empty(R, dtype=torch.int64, device=device) for _ in range(2)]
     floats = [torch.empty(R, dtype=torch.float32, device=device) for _ in range(3)]
     return RowStats(*integers, *floats)
 
 
-def _check(
+def check(
     logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, softcap: float | None
 ) -> None:
     R, V = logits.shape

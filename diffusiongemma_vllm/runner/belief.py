@@ -1,0 +1,92 @@
+"""From hidden states to what a step needs of every row: its statistics and its mean embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.logger import init_logger
+
+from diffusiongemma_kernels.lm_head.op import lm_head
+from diffusiongemma_kernels.row_probs.op import row_probs
+from diffusiongemma_kernels.row_stats.op import row_stats
+from diffusiongemma_kernels.row_stats.types import RowStats
+from diffusiongemma_kernels.soft_mix.op import soft_mix
+from diffusiongemma_vllm.denoise.soft_embed import soft_embed
+from diffusiongemma_vllm.model.rowwise import rowwise
+
+logger = init_logger("vllm.diffusiongemma")
+ROWS, COLUMNS = 64, 16384  # of a check, and tokens at a time of its exact product
+ROUNDING = 2.0**-6  # of a row's logits, of its sums, and of its mean embedding
+
+
+def fuses(weight: Tensor) -> bool:
+    """Whether the kernels read ``weight`` [V, H]: on a GPU, and of two bytes a number."""
+    return weight.is_cuda and weight.element_size() == 2
+
+
+def believe(
+    model: Any, hidden: Tensor, logits: Tensor | None, temperature: Tensor, seed: Tensor,
+    counter: Tensor, softcap: float | None,
+) -> tuple[RowStats, Tensor]:
+    """hidden: [R, H]  temperature: [R] f32  seed, counter: [R] i64  ->  statistics, [R, H]
+
+    logits: [R, V] that a request has bent; None for those that ``hidden`` has.
+    """
+    weight, scale = model.embedding, model.model.embed_scale
+    if logits is None and fuses(weight):
+        reading = lm_head(hidden, weight, temperature, seed, counter, softcap=softcap)
+        return reading.stats, soft_mix(reading, temperature, weight, softcap=softcap, scale=scale)
+    if logits is None:
+        logits = model.project(hidden)
+    stats = row_stats(logits, temperature, seed, counter, softcap=softcap)
+    probs = row_probs(logits, temperature, stats.logsumexp, softcap=softcap, dtype=weight.dtype)
+    return stats, rowwise(lambda p: soft_embed(p, weight, scale), probs)
+
+
+def prove(model: Any) -> None:
+    """Compare the fused kernels with plain products, once at start-up, on the GPU that runs them.
+
+    Raises:
+        RuntimeError: where one is farther off than rounding, naming it and the GPU.
+    """
+    weight, scale = model.embedding, model.model.embed_scale
+    if not fuses(weight):
+        return
+    softcap = float(model.text_config.final_logit_softcapping)
+    make = torch.Generator(weight.device).manual_seed(0)
+    tokens = torch.randint(len(weight), (ROWS,), generator=make, device=weight.device)
+    heat = torch.linspace(0.4, 0.8, ROWS, device=weight.device)
+    # From rows that know nothing to rows that are sure of one token.
+    rows = torch.nn.functional.normalize(weight[tokens].float(), dim=1)
+    top = (rows * weight[tokens].float()).sum(1, keepdim=True)
+    hidden = (rows / top * torch.linspace(0, 60, ROWS, device=top.device)[:, None]).to(weight.dtype)
+    reading = lm_head(hidden, weight, heat, tokens, tokens, softcap=softcap)
+    stats = row_stats(reading.logits, heat, tokens, tokens, softcap=softcap)
+    probs = row_probs(
+        reading.logits, heat, stats.logsumexp, softcap=softcap, dtype=torch.float32
+    )
+    exact = torch.cat([hidden.float() @ part.float().T for part in weight.split(COLUMNS)], 1)
+    mean = torch.zeros(hidden.shape, device=hidden.device)
+    for p, part in zip(probs.split(COLUMNS, 1), weight.split(COLUMNS), strict=True):
+        mean += p @ part.float() * scale
+    longest = scale * max(part.float().norm(dim=1).amax() for part in weight.split(COLUMNS))
+    choices = (reading.stats.argmax == stats.argmax) & (reading.stats.sample == stats.sample)
+    off = {
+        "lm_head": (reading.logits - exact).norm() / exact.norm(),
+        "lm_head's choices": 0.1 * (~choices).float().mean(),  # equals may be told apart otherwise
+        "lm_head's entropies": (reading.stats.entropy - stats.entropy).abs().amax() / 10,
+        "lm_head's sums": (reading.stats.logsumexp - stats.logsumexp).abs().amax() / 10,
+    }
+    mixed = soft_mix(reading, heat, weight, softcap=softcap, scale=scale)
+    off["soft_mix"] = ((mixed - mean).norm(dim=1) / longest).amax()
+    for name, error in off.items():
+        if not float(error) <= ROUNDING:
+            raise RuntimeError(
+                f"{name}: our kernel is wrong on {torch.cuda.get_device_name(weight.device)} (off "
+                f"by {float(error):.2g}, at most {ROUNDING:.2g} is rounding; torch "
+                f"{torch.__version__}). Nothing is served. Please report this line; VLLM_PLUGINS= "
+                "(empty) serves the model by vLLM's own implementation meanwhile."
+            )
+    logger.info("lm_head and soft_mix agree with plain products on this GPU")

@@ -1,0 +1,79 @@
+"""answers.py OUT.jsonl [--against OTHER.jsonl]: the miniature's 200 held-out prompts through vLLM.
+
+One line a prompt: its number, its answer's tokens, and whether it is the expected one.  With
+--against, how many of OTHER's answers are other ones: a CPU's beside a GPU's, or one batch size's
+beside another's.  A request's noise is its seed's, so equal arithmetic gives equal answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples/miniature"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--against", type=Path)
+    parser.add_argument("--batch", type=int, default=16, help="requests at once")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--kw", default="{}", help="further arguments of vllm.LLM, as JSON")
+    args = parser.parse_args()
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    import torch
+
+    gpu = torch.cuda.is_available()
+    if not gpu:  # before vLLM looks for Triton
+        os.environ.setdefault("DIFFUSIONGEMMA_VLLM_INTERPRETER", "1")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    from data import CHECKPOINT, heldout
+    from vllm import LLM
+
+    settings = dict(
+        model=str(CHECKPOINT), trust_remote_code=True, max_model_len=2048, max_num_seqs=args.batch,
+        dtype="bfloat16" if gpu else "float32", enable_prefix_caching=False,
+    )
+    if gpu:
+        settings |= {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.5}
+    llm = LLM(**settings | json.loads(args.kw))
+    tokenizer = llm.get_tokenizer()
+    examples = heldout(args.prompts)
+    prompts = [
+        {
+            "prompt_token_ids": tokenizer.apply_chat_template(
+                one.messages, tools=one.tools or None, enable_thinking=one.enable_thinking,
+                add_generation_prompt=True, return_dict=True,
+            )["input_ids"]
+        }
+        for one in examples
+    ]  # fmt: skip
+    params = []
+    for number in range(len(prompts)):
+        own = llm.get_default_sampling_params()
+        own.seed, own.max_tokens, own.skip_special_tokens = number, 1024, False
+        params.append(own)
+    replies = llm.generate(prompts, params)
+    right = 0
+    with args.out.open("w") as file:
+        for number, (reply, one) in enumerate(zip(replies, examples, strict=True)):
+            answer = list(reply.outputs[0].token_ids)
+            correct = tokenizer.decode(answer) == one.answer
+            right += correct
+            line = {"prompt": number, "tokens": answer, "correct": correct}
+            file.write(json.dumps(line) + "\n")
+    print(f"{right} of {len(replies)} answers are the expected ones")
+    if args.against:
+        theirs = [json.loads(line)["tokens"] for line in args.against.read_text().splitlines()]
+        mine = [list(reply.outputs[0].token_ids) for reply in replies]
+        other = [i for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b]
+        print(f"{len(other)} of {len(mine)} differ from {args.against.name}: {other}")
+
+
+if __name__ == "__main__":
+    main()

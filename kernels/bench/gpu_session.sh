@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# What to run on a borrowed GPU, a stage a call, each within ten minutes.  Nothing blocks the next.
+#
+#   here:   kernels/bench/gpu_session.sh prepare FOLDER   FOLDER holds build_kit.py, make_model_dir.py
+#                                                         and step_time.py; makes .kit, to be carried
+#   there:  OUT=... kernels/bench/gpu_session.sh kernels  tests of every op, times, sweeps
+#                                                steps    ours and native at 1, 4, 8, 32 canvases, traces
+#                                                answers  200 prompts, against .kit/cpu_answers.jsonl
+#                                                long     prompts of 8K to 261K
+#                                                serve    1 to 64 users, ours and native
+#                                                bf16     steps of the unquantised shape
+#
+# Everything printed goes to $OUT/STAGE.log, lines to $OUT/*.jsonl; the end of each step is shown.
+set -u
+stage=${1:?a stage}
+cd "$(dirname "$0")/../.."
+
+if [ "$stage" = prepare ]; then
+    tools=${2:?the folder with build_kit.py}
+    python3 "$tools/build_kit.py" .kit
+    cp "$tools/make_model_dir.py" "$tools/step_time.py" .kit/
+    du -sh .kit
+    exit
+fi
+
+out=${OUT:?where results go}
+log=$out/$stage.log
+begun=$(date +%s)
+budget=${BUDGET:-585} # seconds of a call
+
+run() { # run NAME SECONDS COMMAND...: within SECONDS and what is left of the call
+    local name=$1 limit=$2 left code
+    shift 2
+    left=$((budget - $(date +%s) + begun))
+    if [ "$left" -lt 15 ]; then
+        echo "== $name: no time left" | tee -a "$log"
+        return
+    fi
+    echo "== $name: $*" >>"$log"
+    timeout -k 5 $((limit < left ? limit : left)) "$@" >"$out/now.txt" 2>&1
+    code=$?
+    cat "$out/now.txt" >>"$log"
+    echo "== $name: exit $code, $(($(date +%s) - begun)) s into the call" | tee -a "$log"
+    grep -v '^ *$' "$out/now.txt" | grep -E 'RESULT|^\{|passed|failed|Error|differ|expected' |
+        tail -n 12 | cut -c1-400
+    rm -f "$out/now.txt"
+}
+
+export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0
+export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=WARNING
+if [ -d .kit ] && [ ! -d /tmp/site/vllm ]; then
+    run unpack 60 python3 .kit/unpack.py /tmp/site
+    run install 60 python3 -m pip install -q --no-deps --no-build-isolation --target /tmp/site .
+    run folders 20 python3 .kit/make_model_dir.py
+fi
+
+bench() { # bench OP SECONDS [ARGUMENTS...]
+    local op=$1 limit=$2
+    shift 2
+    run "bench $op $*" "$limit" python3 kernels/bench/run.py "$op" --out "$out/kernels.jsonl" "$@"
+}
+
+steps() { # steps NAME SECONDS MODEL [ARGUMENTS...], with VLLM_PLUGINS as it is
+    local name=$1 limit=$2 model=$3
+    shift 3
+    run "steps $name" "$limit" python3 .kit/step_time.py "$model" --json "$out/steps.jsonl" "$@"
+}
+
+case $stage in
+kernels)
+    # Every op's tests, some at a time: compiling is most of their time.
+    run tests 200 sh -c 'ls tests/kernels/test_*.py | grep -v test_compile |
+        xargs -P 6 -I{} sh -c "timeout 150 python3 -m pytest -q -x --no-header -p no:cacheprovider {} \
+        2>&1 | tail -n 25 | sed s,^,{}:\ ,"'
+    bench moe_gemm 110
+    bench lm_head 45
+    bench soft_mix 45
+    bench attention 60
+    for op in norms qkv route moe_sort row_stats row_probs kv_write; do bench $op 25; done
+    bench moe_gemm 90 --sweep
+    bench lm_head 60 --sweep
+    bench soft_mix 45 --sweep
+    ;;
+steps)
+    steps "ours, NVFP4" 240 /tmp/dg_nvfp4 --batches 1,4,8,32 --trace "$out/trace_ours.txt"
+    VLLM_PLUGINS= steps "native, NVFP4" 290 /tmp/dg_nvfp4 --batches 1,4,8,32 \
+        --trace "$out/trace_native.txt"
+    steps "ours, 8 canvases traced" 100 /tmp/dg_nvfp4 --batches 8 --trace "$out/trace_ours_8.txt" \
+        --trace-batch 8
+    ;;
+answers)
+    cpu=.kit/cpu_answers.jsonl
+    run "answers, 16 at once" 150 python3 kernels/bench/answers.py "$out/answers_16.jsonl" \
+        --against $cpu
+    run "answers, 1 at once" 200 python3 kernels/bench/answers.py "$out/answers_1.jsonl" --batch 1 \
+        --against "$out/answers_16.jsonl"
+    VLLM_BATCH_INVARIANT=1 run "answers, invariant, 16 at once" 120 python3 \
+        kernels/bench/answers.py "$out/invariant_16.jsonl" --against $cpu
+    VLLM_BATCH_INVARIANT=1 run "answers, invariant, 1 at once" 150 python3 \
+        kernels/bench/answers.py "$out/invariant_1.jsonl" --batch 1 \
+        --against "$out/invariant_16.jsonl"
+    ;;
+long)
+    long='{"max_model_len": 262144, "gpu_memory_utilization": 0.9}'
+    run "long prompts" 560 python3 examples/benchmark.py /tmp/dg_nvfp4 --random --batches 1 \
+        --prompt 8192,32768,131072,261000 --json "$out/steps.jsonl" --kw "$long"
+    ;;
+serve)
+    run "serve ours" 250 python3 examples/benchmark.py /tmp/dg_nvfp4 --random --batches "" \
+        --serve 1,4,16,32,64 --requests 2 --json "$out/steps.jsonl"
+    run "serve native" 320 python3 examples/benchmark.py /tmp/dg_nvfp4 --random --native \
+        --batches "" --serve 1,4,16,32,64 --requests 2 --json "$out/steps.jsonl"
+    ;;
+bf16)
+    steps "ours, BF16" 200 /tmp/dg_bf16 --batches 1,8
+    VLLM_BATCH_INVARIANT=1 steps "ours, NVFP4, invariant" 200 /tmp/dg_nvfp4 --batches 1,8
+    ;;
+*)
+    echo "no such stage: $stage"
+    exit 2
+    ;;
+esac
+ls -la "$out"

@@ -1,0 +1,83 @@
+"""What lies between a layer's products, at the model's shape, against the same in eager torch."""
+
+from collections.abc import Iterator
+
+import torch
+from timed import Timed
+
+from diffusiongemma_kernels.moe_sort.op import moe_sort
+from diffusiongemma_kernels.norms import op as norm_op
+from diffusiongemma_kernels.norms import reference as norm_reference
+from diffusiongemma_kernels.norms.types import Entry, Exit
+from diffusiongemma_kernels.qkv import op as qkv_op
+from diffusiongemma_kernels.qkv import reference as qkv_reference
+from diffusiongemma_kernels.route import op as route_op
+from diffusiongemma_kernels.route import reference as route_reference
+
+HIDDEN, EXPERTS, TOP_K, EPS = 2816, 128, 8, 1e-6
+BF16 = torch.bfloat16
+TOKENS = (256, 2048, 8192)
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda", dtype=BF16)
+
+
+def norms(_sweep: bool) -> Iterator[Timed]:
+    weights = [numbers(HIDDEN) for _ in range(4)]
+    for count in TOKENS:
+        x, y, z = (numbers(count, HIDDEN) for _ in range(3))
+        entry, behind, scalar = Entry(*weights), Exit(*weights), numbers(1)
+        row = 2 * x.numel()
+        args = (x, y, entry, EPS)
+        yield Timed(
+            f"enter, {count} rows", lambda args=args: norm_op.enter_triton(*args), bytes=6 * row,
+            baseline=lambda args=args: norm_reference.enter(*args),
+        )  # fmt: skip
+        more = (x, y, z, behind, scalar, EPS)
+        yield Timed(
+            f"leave, {count} rows", lambda args=more: norm_op.leave_triton(*args), bytes=5 * row,
+            baseline=lambda args=more: norm_reference.leave(*args),
+        )  # fmt: skip
+
+
+def heads(_sweep: bool) -> Iterator[Timed]:
+    for name, kv, dim in (("local", 8, 256), ("global", 2, 512)):
+        for count in TOKENS:
+            width = (16 + 2 * kv) * dim
+            args = (
+                numbers(count, width), numbers(count, dim), numbers(dim), numbers(dim), kv, EPS
+            )  # fmt: skip
+            yield Timed(
+                f"{name}, {count} rows",
+                lambda args=args: qkv_op.normed_and_turned_triton(*args),
+                bytes=2 * count * (2 * width + dim),
+                baseline=lambda args=args: qkv_reference.normed_and_turned(*args),
+            )
+
+
+def routes(_sweep: bool) -> Iterator[Timed]:
+    scale = numbers(EXPERTS)
+    for count in TOKENS:
+        scores = numbers(count, EXPERTS)
+        yield Timed(
+            f"{count} rows",
+            lambda scores=scores: route_op.route_triton(scores, TOP_K, scale),
+            bytes=count * (2 * EXPERTS + 8 * TOP_K),
+            baseline=lambda scores=scores: route_reference.route(scores, TOP_K, scale),
+        )
+
+
+def sorts(_sweep: bool) -> Iterator[Timed]:
+    """Against the copy of x that it makes."""
+    for count in TOKENS:
+        x = numbers(count, HIDDEN)
+        ids = torch.randn(count, EXPERTS, device="cuda").topk(TOP_K).indices.int()
+        for lane in (2, 0):
+            yield Timed(
+                f"{count} rows, {'stored for NVFP4' if lane else 'dense'}",
+                lambda x=x, ids=ids, lane=lane: moe_sort(
+                    x, ids, experts=EXPERTS, block=32, lane=lane
+                ),
+                bytes=4 * x.numel() * bool(lane) + 8 * ids.numel(),
+            )

@@ -1,0 +1,119 @@
+"""The product with the tied embedding, and everything the sampler needs of its rows, at once."""
+
+import torch
+import triton
+from torch import Tensor
+
+from diffusiongemma_kernels import target
+from diffusiongemma_kernels.lm_head import _config, _kernel, reference
+from diffusiongemma_kernels.lm_head._config import Config
+from diffusiongemma_kernels.lm_head.types import Reading
+from diffusiongemma_kernels.row_stats import op as row_stats
+
+
+def lm_head(
+    hidden: Tensor,
+    weight: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    counter: Tensor,
+    *,
+    softcap: float | None = None,
+) -> Reading:
+    """logits = hidden weight^T, summed in fp32 and rounded, and row_stats(logits, ...)
+
+    hidden [R, H]; weight [V, H], of one dtype, which the logits [R, V] have too; the rest as in
+    ``row_stats``.  The statistics are those of the rounded logits, with the same noise.  A row's
+    bits depend on no other row.
+    """
+    run = lm_head_triton if hidden.is_cuda else lm_head_torch
+    return run(hidden, weight, temperature, seed, counter, softcap=softcap)
+
+
+def lm_head_torch(
+    hidden: Tensor,
+    weight: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    counter: Tensor,
+    *,
+    softcap: float | None = None,
+) -> Reading:
+    """The same on a CPU, where a row's bits depend on others as far as torch's product does."""
+    _check(hidden, weight)
+    logits = hidden @ weight.T
+    stats = row_stats.row_stats(logits, temperature, seed, counter, softcap=softcap)
+    return Reading(logits, reference.tops(logits, reference.STRIP), reference.STRIP, stats)
+
+
+def lm_head_triton(
+    hidden: Tensor,
+    weight: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    counter: Tensor,
+    *,
+    softcap: float | None = None,
+    config: Config | None = None,
+) -> Reading:
+    """The same by Triton.  `config` overrides the table, for tests and for the bench."""
+    _check(hidden, weight)
+    (R, H), V = hidden.shape, weight.shape[0]
+    logits = hidden.new_empty(R, V)
+    row_stats.check(logits, temperature, seed, counter, softcap)
+    stats = row_stats.empty(logits)
+    cfg = config or _config.choose(target.of(hidden.device).capability)
+    tops = logits.new_empty(R, -(-V // cfg.strip), dtype=torch.float32)
+    if R == 0:
+        return Reading(logits, tops, cfg.strip, stats)
+    tiles = _config.tiles(V, cfg.strip)
+    sums = torch.empty((4, R, tiles), dtype=torch.float32, device=hidden.device)
+    _kernel.read[(tiles * -(-R // cfg.block_r),)](
+        hidden,
+        weight,
+        temperature,
+        seed,
+        counter,
+        logits,
+        tops,
+        sums,
+        R,
+        V,
+        H,
+        tiles,
+        hidden.stride(0),
+        weight.stride(0),
+        logits.stride(0),
+        SOFTCAP=softcap or 0.0,
+        BLOCK_R=cfg.block_r,
+        STRIP=cfg.strip,
+        BLOCK_K=cfg.block_k,
+        EVEN_K=H % cfg.block_k == 0,
+        EVEN_V=V % _config.GROUP == 0,
+        FAST=hidden.is_cuda,
+        num_warps=cfg.warps,
+        num_stages=cfg.stages,
+    )
+    _kernel.finish[(R,)](
+        logits,
+        temperature,
+        seed,
+        counter,
+        sums,
+        *stats,
+        R,
+        V,
+        tiles,
+        logits.stride(0),
+        SOFTCAP=softcap or 0.0,
+        STRIP=cfg.strip,
+        BLOCK_T=triton.next_power_of_2(tiles),
+        num_warps=4,
+    )
+    return Reading(logits, tops, cfg.strip, stats)
+
+
+def _check(hidden: Tensor, weight: Tensor) -> None:
+    assert hidden.shape[1:] == weight.shape[1:], f"{hidden.shape=} {weight.shape=}"
+    assert hidden.dtype == weight.dtype, f"{hidden.dtype=} {weight.dtype=}"
+    assert hidden.stride(1) == weight.stride(1) == 1, f"{hidden.stride()=} {weight.stride()=}"
