@@ -36,7 +36,8 @@ class Answers:
         whole = before[: before.rfind(b"\n") + 1]
         for line in whole.decode().splitlines():
             row = json.loads(line)
-            self._kept[row.pop("key")] = Answer(**row)
+            name = row.pop("key")
+            self._kept[name] = Answer(**row)
         self._file = path.open("r+" if before else "w", encoding="utf-8")
         self._file.truncate(len(whole))
         self._file.seek(len(whole))

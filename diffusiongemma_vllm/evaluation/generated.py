@@ -24,8 +24,8 @@ class Generated(LM):
 
         super().__init__()
         self.benchmark, self.seed = benchmark, seed
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.network = DiffusionGemmaForBlockDiffusion.from_pretrained(
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.network: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(
             folder, dtype=torch.float32
         ).eval()
         ends = self.network.generation_config.eos_token_id

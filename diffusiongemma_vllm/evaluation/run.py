@@ -8,7 +8,7 @@ from collections import defaultdict
 from importlib.metadata import version
 from typing import Any
 
-from lm_eval import simple_evaluate
+from lm_eval.evaluator import evaluate
 
 from diffusiongemma_vllm.evaluation.result import Result
 
@@ -31,8 +31,8 @@ def run(task: Any, model: Any, draws: int, limit: int | None, about: dict[str, A
     questions = places(len(task.eval_docs) // draws, limit)
     rows = [question * draws + draw for question in questions for draw in range(draws)]
     name = task.config.task
-    samples = simple_evaluate(
-        model=model, tasks=[task], samples={name: rows}, bootstrap_iters=0, log_samples=True
+    samples = evaluate(
+        lm=model, task_dict={"tasks": {name: task}}, samples={name: rows}, bootstrap_iters=0
     )["samples"][name]
     right: dict[int, int] = defaultdict(int)
     of: dict[int, int] = defaultdict(int)

@@ -41,7 +41,7 @@ class Endpoint:
             timeout=settings.timeout,
         )
         try:
-            models = self.client.models.list().data
+            models = self.client.with_options(max_retries=0).models.list().data
         except APIError as error:
             raise ValueError(f"no server answers at {settings.url}: {error}") from None
         named = [m for m in models if settings.model in (None, m.id)]

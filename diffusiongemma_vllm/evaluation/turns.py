@@ -39,7 +39,8 @@ def from_message(message: Mapping[str, Any]) -> str:
 
 def _joined(thought: str, content: str, calls: list[list[str]]) -> str:
     read = [[name, _value(arguments)] for name, arguments in calls]
-    return json.dumps({"thought": thought.strip(), "content": content.strip(), "calls": read})
+    return json.dumps({"thought": thought.strip(), "content": content.strip(), "calls": read},
+                      sort_keys=True)
 
 
 def _value(arguments: str) -> Any:
