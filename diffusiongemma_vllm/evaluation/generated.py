@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ class Generated(LM):
     def _answer(self, one: Instance) -> str:
         asked: dict[str, Any] = self.benchmark.chat.request(one.doc, one.args[0])
         prompt = self.tokenizer.apply_chat_template(
-            asked["messages"], tools=asked.get("tools"), add_generation_prompt=True,
+            [_parsed(message) for message in asked["messages"]], tools=asked.get("tools"), add_generation_prompt=True,
             return_dict=True, return_tensors="pt", **asked["chat_template_kwargs"],
         )["input_ids"]
         torch.manual_seed(self.seed)
@@ -53,3 +55,13 @@ class Generated(LM):
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         raise NotImplementedError("a diffusion model has no likelihood of a text")
+
+
+def _parsed(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of the OpenAI API for the chat template, which takes arguments as an object."""
+    calls = [
+        {**call, "function": {**call["function"],
+                              "arguments": json.loads(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message} | ({"tool_calls": calls} if calls else {})

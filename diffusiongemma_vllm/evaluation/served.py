@@ -100,8 +100,8 @@ class Served(LM):
                     bar.update()
             except APIError as error:
                 raise ValueError(
-                    f"{self.benchmark.title}: the server did not answer ({error}); the answers so "
-                    "far are kept: the same command goes on"
+                    f"{self.benchmark.title}: a question has no answer ({error}); the others' are "
+                    "kept: the same command goes on"
                 ) from None
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
