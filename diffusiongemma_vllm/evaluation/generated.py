@@ -39,9 +39,10 @@ class Generated(LM):
 
     def _answer(self, one: Instance) -> str:
         asked: dict[str, Any] = self.benchmark.chat.request(one.doc, one.args[0])
+        messages = [_parsed(message) for message in asked["messages"]]
         prompt = self.tokenizer.apply_chat_template(
-            [_parsed(message) for message in asked["messages"]], tools=asked.get("tools"), add_generation_prompt=True,
-            return_dict=True, return_tensors="pt", **asked["chat_template_kwargs"],
+            messages, tools=asked.get("tools"), add_generation_prompt=True, return_dict=True,
+            return_tensors="pt", **asked["chat_template_kwargs"],
         )["input_ids"]
         torch.manual_seed(self.seed)
         with torch.inference_mode():
