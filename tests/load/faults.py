@@ -42,8 +42,7 @@ def engine_killed(server: Server, pool: Pool) -> list[Check]:
     return [
         ("engine killed: the server stops", code is not None, f"{seconds:.0f} s"),
         ("engine killed: exit code is not zero", bool(code), str(code)),
-        ("engine killed: the log says why", "EngineCore" in said and "died" in said,
-         said[-2000:] if "died" not in said else ""),
+        ("engine killed: the log says why", "the engine died (SIGKILL" in said, said[-300:]),
         ("engine killed: its clients get an error", bool(lost), str(records[-1:])),
         ("engine killed: no process is left", not _left(server), ""),
     ]

@@ -13,9 +13,9 @@ import psutil
 from diffusiongemma_vllm.cli.main import MINIATURE
 from diffusiongemma_vllm.cli.server import CARD_FLAGS, Server
 
-SEQUENCES, CONTEXT = 4, 1536
-# One request of CONTEXT tokens fits, two long ones at a time do not.
-BLOCKS = 200
+SEQUENCES, CONTEXT = 4, 1280
+# Pages of 128 tokens in three groups of layers: a request of CONTEXT tokens fits, two do not.
+BLOCKS = 48
 FLAGS = (
     *CARD_FLAGS, "--dtype", "float32", "--max-num-seqs", str(SEQUENCES),
     "--max-model-len", str(CONTEXT), "--num-gpu-blocks-override", str(BLOCKS),
