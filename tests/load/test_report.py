@@ -49,6 +49,6 @@ def test_what_is_left_over_missing_or_grows(good):
     assert replace(good, left={"slots": 1}).failures() == ["left over: slots = 1"]
     assert "nothing was preempted" in replace(good, preemptions=0.0).failures()[0]
     assert replace(good, checks=[("stops", False, "hangs")]).failures() == ["stops: hangs"]
-    grows = replace(good, memory=[(float(i), (1000 + 2 * i) << 20) for i in range(100)])
+    grows = replace(good, memory=[(float(i), (1000 + 4 * i) << 20) for i in range(100)])
     assert "memory grew to 1.1" in grows.failures()[0]
     assert replace(grows, seconds=60.0).failures() == []  # it warms up
