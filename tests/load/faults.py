@@ -19,6 +19,37 @@ STOPS = 120.0  # seconds within which a server has to be gone
 Check = tuple[str, bool, str]  # what was looked at, whether it was so, what was seen
 
 
+def spoilt(server: Server, pool: Pool) -> list[Check]:
+    """NaN in the KV pages of a running request, six times: it ends with an error, others do not.
+
+    Whoever finds such a page in the prefix cache ends with an error too, and takes it out of there.
+    """
+    pages = []
+
+    def spoil() -> None:
+        for _ in range(6):
+            pages.append(served.inside(server, "spoil"))
+            time.sleep(0.3)
+
+    records = _while_asked(server, pool, spoil)
+    lost = [one for one in records if one.outcome is Outcome.LOST]
+    wrong = [one for one in records if one.outcome is Outcome.WRONG]
+    began = time.monotonic()
+    after = asyncio.run(
+        load.run(server.url, pool, served.SEQUENCES, lambda: time.monotonic() < began + 3)
+    )
+    bad = [one for one in after if one.outcome in (Outcome.WRONG, Outcome.LOST)]
+    left = served.at_rest(server)
+    return [
+        ("NaN in KV pages: pages were spoilt", any(pages), str(pages)),
+        ("NaN in KV pages: a request ends with HTTP 500",
+         bool(lost) and all("HTTP 500" in one.detail for one in lost), str(lost[:1])),
+        ("NaN in KV pages: no wrong answer", not wrong, str(wrong[:1])),
+        ("NaN in KV pages: nothing is wrong afterwards", not bad, str(bad[:1])),
+        ("NaN in KV pages: nothing is left over", not left, str(left)),
+    ]
+
+
 def terminated(server: Server, pool: Pool) -> list[Check]:
     """SIGTERM while requests run: each is answered rightly or gets an error, and nothing hangs."""
     records = _while_asked(server, pool, lambda: server.process.send_signal(signal.SIGTERM))

@@ -3,8 +3,8 @@
     python tests/load/run.py --minutes 60
 
 Asks every request once alone, then all kinds at once for the time given, with clients that vanish,
-hostile requests and preemption; looks for what is left over; stops the server under load; kills
-another one's engine.  Ends with 1 where anything was wrong, lost or left.
+hostile requests and preemption; looks for what is left over; spoils KV pages; stops the server
+under load; kills another one's engine.  Ends with 1 where anything was wrong, lost or left.
 """
 
 import argparse
@@ -70,7 +70,8 @@ def main() -> int:
         seconds = time.monotonic() - began
         left = served.at_rest(server)
         preemptions = server.metrics()["vllm:num_preemptions_total"]
-        checks = faults.terminated(server, pool)
+        checks = faults.spoilt(server, pool)
+        checks += faults.terminated(server, pool)
         for _ in victim.wait():
             pass
         checks += faults.engine_killed(victim, pool)

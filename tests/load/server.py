@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,7 +20,7 @@ BLOCKS = 48
 FLAGS = (
     *CARD_FLAGS, "--dtype", "float32", "--max-num-seqs", str(SEQUENCES),
     "--max-model-len", str(CONTEXT), "--num-gpu-blocks-override", str(BLOCKS),
-    "--worker-extension-cls", "slots.Slots",
+    "--worker-extension-cls", "inside.Inside",
 )
 AT_REST = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
@@ -56,13 +57,19 @@ def at_rest(server: Server, seconds: float = 60.0) -> dict[str, float]:
 
 def slots(server: Server) -> tuple[int, int]:
     """Free slots and slots of the worker."""
+    free, total = inside(server, "slots")
+    return free, total
+
+
+def inside(server: Server, method: str) -> Any:
+    """What a method of ``inside.Inside`` returns in the worker."""
     request = urllib.request.Request(
-        f"{server.url}/collective_rpc", json.dumps({"method": "slots"}).encode(),
+        f"{server.url}/collective_rpc", json.dumps({"method": method}).encode(),
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=60) as reply:
-        (free, total), = json.loads(reply.read())["results"]
-    return free, total
+        (result,) = json.loads(reply.read())["results"]
+    return result
 
 
 def processes(server: Server) -> list[psutil.Process]:
