@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,10 @@ from rich.console import Console
 from diffusiongemma_vllm.evaluation.seven import BY_NAME
 
 NEEDED = ("lm_eval", "datasets", "langdetect", "nltk")
-MINIATURE_FLAGS = ("--dtype", "float32", "--max-model-len", "4096")
+# On a GPU both servers are in memory at once.
+MINIATURE_FLAGS = (
+    "--dtype", "float32", "--max-model-len", "4096", "--gpu-memory-utilization", "0.3",
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def _served(options: Options) -> str:
 def _miniature(options: Options) -> str:
     """The miniature's held-out chats: transformers, our server, and our server with NVFP4."""
     from diffusiongemma_vllm.cli.main import MINIATURE
-    from diffusiongemma_vllm.cli.server import CARD_FLAGS, serving
+    from diffusiongemma_vllm.cli.server import CARD_FLAGS, Server
     from diffusiongemma_vllm.evaluation import run, table
     from diffusiongemma_vllm.evaluation.answers import Answers
     from diffusiongemma_vllm.evaluation.generated import Generated
@@ -131,20 +135,25 @@ def _miniature(options: Options) -> str:
 
     folders = {"BF16": MINIATURE, "NVFP4": _quantised(MINIATURE, options.out / "nvfp4")}
     task = HELDOUT.task(DATA)
-    results = {"transformers": run.run(
-        task, Generated(MINIATURE, HELDOUT, options.seed), 1, options.limit, {}
-    )}
-    for name, folder in folders.items():
-        answers = Answers(options.out / f"{name}.answers.jsonl")
-        try:
-            with serving(str(folder), (*CARD_FLAGS, *MINIATURE_FLAGS)) as server:
-                endpoint = Endpoint(Settings(
-                    server.url, None, options.concurrency, options.seed, options.max_tokens
-                ))
-                model = Served(endpoint, HELDOUT, answers)
-                results[name] = run.run(task, model, 1, options.limit, {})
-        finally:
-            answers.close()
+    with ExitStack() as stack:
+        servers = {  # they start while transformers answers
+            name: stack.enter_context(Server(str(folder), (*CARD_FLAGS, *MINIATURE_FLAGS)))
+            for name, folder in folders.items()
+        }
+        generated = Generated(MINIATURE, HELDOUT, options.seed)
+        results = {"transformers": run.run(task, generated, 1, options.limit, {})}
+        for name, server in servers.items():
+            for _ in server.wait():
+                pass
+            answers = Answers(options.out / f"{name}.answers.jsonl")
+            stack.callback(answers.close)
+            endpoint = Endpoint(Settings(
+                server.url, None, options.concurrency, options.seed, options.max_tokens
+            ))
+            results[name] = run.run(
+                task, Served(endpoint, HELDOUT, answers), 1, options.limit, {}
+            )
+            server.stop()
     asked = [task.eval_docs[i]["task"] for i in results["BF16"].questions]
     pairs = [("BF16", "transformers"), ("NVFP4", "BF16")]
     made = table.beside(asked, results, pairs)

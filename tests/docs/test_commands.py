@@ -157,7 +157,6 @@ def test_make_targets_are_in_the_makefile():
     ". .venv/bin/activate && diffusiongemma-vllm doctor",
     ". .venv/bin/activate && test -f $(diffusiongemma-vllm miniature)/chat_template.jinja",
     ". .venv/bin/activate && diffusiongemma-vllm eval --help",
-    ". .venv/bin/activate && diffusiongemma-vllm quantize --help",
     ". .venv/bin/activate && python examples/miniature/evaluate.py --n 2",
 ])
 def test_cheap_ones(command):
