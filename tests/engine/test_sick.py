@@ -36,9 +36,9 @@ def test_it_ends_alone(llm, prompts, value):
     """Its neighbours' text is what it is without it; its pages are clean before they are given out;
     the next request, which gets its slot and its pages, has the text it has on its own."""
     first, bad, third, later = (prompts(n) for n in (20, 70, 33, 70))
-    asks = [ask(prompt, max_tokens=70, seed=i) for i, prompt in enumerate((first, bad, third))]
-    after = ask(later, max_tokens=70, seed=9)
-    alone = [texts(serve(llm, [one]))[0] for one in (asks[0], asks[2], after, asks[1])]
+    asks = [ask(prompt, max_tokens=40, seed=i) for i, prompt in enumerate((first, bad, third))]
+    after = ask(later, max_tokens=40, seed=9)
+    well = texts(serve(llm, [asks[0], asks[2], after, asks[1]]))
     pages = set()
 
     def between(step, outputs):
@@ -47,18 +47,18 @@ def test_it_ends_alone(llm, prompts, value):
 
     out = serve(llm, asks, between)
     assert out[1].finished and out[1].outputs[0].finish_reason == "error"
-    assert pages and len(out[1].outputs[0].token_ids) < 70
-    assert [texts([out[i]])[0] for i in (0, 2)] == alone[:2]
-    again = serve(llm, [after, ask(bad, max_tokens=70, seed=1)])
-    assert texts(again) == alone[2:]
+    assert pages and len(out[1].outputs[0].token_ids) < 40
+    assert [texts([out[i]])[0] for i in (0, 2)] == well[:2]
+    again = serve(llm, [after, ask(bad, max_tokens=40, seed=1)])
+    assert texts(again) == well[2:]
     assert all(cache.isfinite().all() for cache in caches(llm))
 
 
 def test_pages_that_others_read_stay(llm, prompts):
     """Two requests share their prompt's pages; one goes bad behind them."""
     shared = prompts(200)
-    asks = [ask(shared + prompts(5), max_tokens=70, seed=i) for i in range(2)]
-    alone = [texts(serve(llm, [one]))[0] for one in asks]
+    asks = [ask(shared + prompts(5), max_tokens=40, seed=i) for i in range(2)]
+    well = texts(serve(llm, asks))
     spoilt = []
 
     def between(step, outputs):
@@ -67,6 +67,6 @@ def test_pages_that_others_read_stay(llm, prompts):
 
     out = serve(llm, asks, between)
     assert out[1].outputs[0].finish_reason == "error"
-    assert texts(out)[0] == alone[0]
-    assert texts(serve(llm, asks)) == alone
+    assert texts(out)[0] == well[0]
+    assert texts(serve(llm, asks)) == well
     assert all(cache.isfinite().all() for cache in caches(llm))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -77,20 +78,27 @@ def test_the_sdist_builds_what_ships(built):
 
 
 @pytest.fixture(scope="module")
-def fresh(built, tmp_path_factory):
-    """A virtual environment with what the lock installed (as links), and our wheel."""
-    folder = tmp_path_factory.mktemp("fresh") / "venv"
+def fresh(built):
+    """A virtual environment with what the lock installed, and our wheel.
+
+    Files are links, so it lies where they do: beside the environment that runs the tests.
+    """
+    with tempfile.TemporaryDirectory(prefix="fresh-", dir=sys.prefix) as folder:
+        yield furnish(Path(folder), built[1])
+
+
+def furnish(folder, wheel):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin/python"
     ours, theirs = Path(sysconfig.get_path("purelib")), purelib(python)
     shutil.copytree(
-        ours, theirs, dirs_exist_ok=True, copy_function=link, symlinks=True,
+        ours, theirs, dirs_exist_ok=True, copy_function=os.link, symlinks=True,
         ignore=shutil.ignore_patterns("*diffusiongemma*"),
     )
     assert not list(theirs.glob("*diffusiongemma*"))
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps",
-         "--no-index", built[1]], check=True,
+         "--no-index", wheel], check=True,
     )
     return folder
 
@@ -101,13 +109,6 @@ def purelib(python):
         capture_output=True, text=True, check=True,
     )
     return Path(said.stdout.strip())
-
-
-def link(source, target):
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copy2(source, target)
 
 
 @pytest.fixture(scope="module")
