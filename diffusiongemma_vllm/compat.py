@@ -328,9 +328,10 @@ def compile_by_back_end() -> None:
 
 
 def watch_frontends() -> None:
-    """Have answers carry our reports wherever requests for DiffusionGemma come in.
+    """Where requests for DiffusionGemma come in, answers carry our reports, and a server that loses
+    its engine says so.
 
-    Removal: when ``CompletionOutput`` has room for what a model tells.
+    Removal: when ``CompletionOutput`` has room for what a model tells; see ``runner.ending`` too.
     """
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -338,9 +339,10 @@ def watch_frontends() -> None:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
             if ours(self.model_config):
-                from diffusiongemma_vllm.runner import answers
+                from diffusiongemma_vllm.runner import answers, ending
 
                 answers.install()
+                ending.install()
 
         return __init__
 

@@ -39,6 +39,48 @@ def _quantize(args: argparse.Namespace) -> int:
         return 1
 
 
+def _eval(args: argparse.Namespace) -> int:
+    from diffusiongemma_vllm.cli.eval import Options, evaluate
+    from diffusiongemma_vllm.evaluation.seven import BY_NAME
+
+    try:
+        return evaluate(Options(
+            args.benchmarks or list(BY_NAME), args.url, args.model, args.data, args.out,
+            args.limit, args.concurrency, args.seed, args.max_tokens, args.sandbox, args.beside,
+        ))
+    except ValueError as error:
+        print(f"diffusiongemma-vllm eval: {error}", file=sys.stderr)
+        return 1
+
+
+def _add_eval(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "benchmarks", nargs="*", metavar="BENCHMARK",
+        help="gpqa_diamond, aime25, gsm8k, ifeval, humaneval, mmmlu, mmlu_pro (all seven without "
+        "one), or miniature: the shipped checkpoint, BF16 and NVFP4 and by transformers",
+    )
+    command.add_argument("--url", default="http://127.0.0.1:8000", help="the server, without /v1")
+    command.add_argument("--model", help="the model's name at that server, if it has several")
+    command.add_argument(
+        "--data", type=Path,
+        help="folder of data sets, each as hf download writes it in DATA/OWNER/NAME; the hub else",
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("eval-results"),
+        help="answers, scores and the table; an interrupted run goes on in it",
+    )
+    command.add_argument("--limit", type=int, help="so many questions, evenly spread")
+    command.add_argument("--concurrency", type=int, default=4, help="requests at a time")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--max-tokens", type=int, help="of an answer; what fits, without it")
+    command.add_argument(
+        "--sandbox", choices=["none", "bwrap"], default="none",
+        help="what humaneval runs the model's code in",
+    )
+    command.add_argument("--beside", type=Path, help="OUT of another run, to compare with")
+    command.set_defaults(run=_eval)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="diffusiongemma-vllm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -63,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--samples", type=int, default=512, help="texts to calibrate with")
     command.add_argument("--device", default="cpu", help="cpu, or cuda to be faster")
     command.set_defaults(run=_quantize)
+    _add_eval(commands.add_parser("eval", help="score a server on the model card's benchmarks"))
     args = parser.parse_args(argv)
     return args.run(args)
 

@@ -45,8 +45,10 @@ class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant, SupportsLoRA):
 
     @staticmethod
     def get_model_state_cls() -> type:
+        from diffusiongemma_vllm.runner import pages
         from diffusiongemma_vllm.runner.model_state import DiffusionGemmaModelState
 
+        pages.install()
         return DiffusionGemmaModelState
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:

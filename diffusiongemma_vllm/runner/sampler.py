@@ -20,6 +20,7 @@ from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.denoise import edits, rows
 from diffusiongemma_vllm.denoise.edits import Scene
+from diffusiongemma_vllm.denoise.health import health
 from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters, rolled
 from diffusiongemma_vllm.denoise.reroll import Reroll
 from diffusiongemma_vllm.denoise.schedule import LinearSchedule
@@ -117,7 +118,7 @@ class DiffusionSampler:
         return SamplerOutput(
             sampled_token_ids=text.to(torch.int32),
             logprobs_tensors=gather(scores, count, self.config.canvas_length),
-            num_nans=rolls,
+            num_nans=self._told(whole, canvases, rolls),
             num_sampled=lengths.to(torch.int32),
             num_rejected=rejected.to(torch.int32),
         )
@@ -249,13 +250,23 @@ class DiffusionSampler:
             found[i] = first & reroll(text[i], canvas.roll[i])
         return found
 
-    def _rolls(self, slots: Tensor, slots_np: np.ndarray) -> Tensor | None:
-        """How often each canvas of a batch was drawn again, [N] i32; None where none can be.
+    def _told(self, whole: Tensor, canvases: int, rolls: Tensor | None) -> Tensor | None:
+        """For each request how often its canvas was drawn again, or NaN if its logits have any.
 
         vLLM takes it for a count of NaNs, which is the one number a request that it carries to the
-        scheduler.
+        scheduler.  It may be shorter than the batch: canvases come first.  ->  [N] f32
         """
-        return self.state.roll[slots].to(torch.int32) if self._rerolls(slots_np) else None
+        if not canvases:
+            return rolls
+        found = health(whole.view(canvases, self.config.canvas_length, -1))
+        if rolls is None:
+            return found
+        rolls[:canvases] += found
+        return rolls
+
+    def _rolls(self, slots: Tensor, slots_np: np.ndarray) -> Tensor | None:
+        """How often each canvas of a batch was drawn again, [N] f32; None where none can be."""
+        return self.state.roll[slots].float() if self._rerolls(slots_np) else None
 
     def _constraint(self, slot: int) -> GrammarConstraint | None:
         special = self.special.get(slot)

@@ -10,18 +10,24 @@ A request that ends with a canvas never commits it.
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
 from diffusiongemma_vllm.runner.constraint import THOUGHT_FIRST
+from diffusiongemma_vllm.runner.pages import Soiled
 from diffusiongemma_vllm.runner.report import KEY, Report
 from diffusiongemma_vllm.runner.rules import server_rules
+
+logger = init_logger("vllm.diffusiongemma")
 
 
 class CanvasScheduler(Scheduler):
@@ -32,6 +38,7 @@ class CanvasScheduler(Scheduler):
         self.rules = server_rules(self.vllm_config)
         self.asked: dict[str, CanvasOptions] = {}
         self.reports: dict[str, Report] = {}
+        self.soiled = Soiled(self.kv_cache_manager)
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
@@ -74,7 +81,9 @@ class CanvasScheduler(Scheduler):
         for request in self.running:
             self.fit(request)
         self.share()
+        wiped = self.soiled.due()
         output = super().schedule(throttle_prefills)
+        output.new_block_ids_to_zero = [*(output.new_block_ids_to_zero or ()), *wiped] or None
         for request in self.running:
             # Its grammar compiles; from here on the sampler follows it.
             request.structured_output_request = None
@@ -143,8 +152,9 @@ class CanvasScheduler(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> Any:
         drafted = scheduler_output.scheduled_spec_decode_tokens
-        rerolls = model_runner_output.num_nans_in_logits or {}  # see the sampler's ``_rolls``
+        rerolls = model_runner_output.num_nans_in_logits or {}  # see the sampler's ``_told``
         model_runner_output.num_nans_in_logits = None
+        failed = self.fail([name for name, told in rerolls.items() if not isfinite(told)])
         told = {}
         for request_id, rows in scheduler_output.num_scheduled_tokens.items():
             request = self.requests.get(request_id)
@@ -153,14 +163,39 @@ class CanvasScheduler(Scheduler):
             canvas = len(drafted.get(request_id, ()))
             report = told[request_id] = self.reports[request_id]
             report.forward(denoised=canvas > 0, committed=0 < canvas < rows)
-            report.rerolled(rerolls.get(request_id, 0))
+            report.rerolled(int(rerolls.get(request_id, 0)))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request in failed:
+            mine = outputs.setdefault(request.client_index, EngineCoreOutputs())
+            mine.outputs.append(EngineCoreOutput(
+                request_id=request.request_id, new_token_ids=[],
+                finish_reason=request.get_finished_reason(), events=request.take_events(),
+                trace_headers=request.trace_headers,
+            ))
         for some in outputs.values():
             for output in some.outputs:
                 if output.request_id in told:
                     known = output.kv_transfer_params or {}
                     output.kv_transfer_params = known | {KEY: told[output.request_id].told()}
         return outputs
+
+    def fail(self, request_ids: list[str]) -> list[Request]:
+        """End requests whose forward gave NaN or Inf with an error, before any of it goes out.
+
+        What a preempted request's last forward gave is nothing: it begins again.
+        """
+        found = [
+            request for request in map(self.requests.get, request_ids)
+            if request is not None and request.num_stale_output_tokens == 0
+        ]
+        for request in found:
+            logger.error(
+                "request %s ends with an error: NaN or Inf in its logits at token %d; its KV pages "
+                "are wiped", request.request_id, request.num_tokens,
+            )
+        names = [request.request_id for request in found]
+        self.soiled.take(names)
+        return self.finish_requests(names, RequestStatus.FINISHED_ERROR)
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False

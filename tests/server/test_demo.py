@@ -1,6 +1,5 @@
-"""The commands, started as a user starts them."""
+"""The commands, started as a user starts them; `demo` runs in tests/packaging."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,20 +42,3 @@ def test_vllm_version(run):
 def test_an_unknown_command_names_those_there_are(run):
     with pytest.raises(AssertionError, match="demo.*doctor.*miniature"):
         run("diffusiongemma-vllm", "nonsense")
-
-
-@pytest.mark.engine
-def test_demo(run):
-    """Three answers, each with what it cost; nothing of the server is left."""
-    said = run("diffusiongemma-vllm", "demo")
-    assert "What is 27 + 38?" in said and "\n65\n" in said
-    assert "(thought)" in said
-    assert "001 002 003" in said
-    assert re.search(r'get_weather\(\{"city": "[Pp]aris"\}\)', said)
-    costs = re.findall(
-        r"(\d+) tokens, (\d+) canvas\(es\), ([\d.]+) denoise steps a\s+canvas, "
-        r"([\d.]+) tokens a\s+forward, [\d.]+\s+s",
-        said,
-    )
-    assert [int(canvases) for _, canvases, *_ in costs] == [1, 3, 1], said
-    assert said.rstrip().endswith("stopped.")

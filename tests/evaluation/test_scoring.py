@@ -1,0 +1,57 @@
+"""What is read out of replies."""
+
+import pytest
+
+from diffusiongemma_vllm.evaluation import arithmetic, letters, programs
+
+
+@pytest.mark.parametrize("reply, letter", [
+    ("Answer: C", "C"),
+    ("The answer is (B).", "B"),
+    ("**Answer:** D", "D"),
+    ("**Answer: A. gold**", "A"),
+    ("Answer: $\\boxed{B}$", "B"),
+    ("so \\boxed{\\text{(A)}}", "A"),
+    ("Answer: A\n\nNo. Answer: E", "E"),
+    ("D", "D"),
+    ("(D).", "D"),
+    ("Answer: Any of them", None),
+    ("answer: c", None),
+    ("The answer is K", None),
+    ("I do not know", None),
+    ("", None),
+])
+def test_letters(reply, letter):
+    assert letters.chosen(reply) == letter
+
+
+def test_options_of_gpqa_stay_where_they_are():
+    """The same order in every run, and not the same for every question."""
+    orders = [tuple(letters.gpqa_order({"Question": f"q{i}"})) for i in range(40)]
+    assert orders == [tuple(letters.gpqa_order({"Question": f"q{i}"})) for i in range(40)]
+    assert {order.index("Correct Answer") for order in orders} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("reply, right", [
+    ("Answer: 1,234", 1), ("Answer: $1234.00", 1), ("it is 1234", 1), ("Answer: 12345", 0),
+    ("Answer: -1234", 0), ("1234 it is.\nAnswer: none", 1), ("1234 or 5", 0), ("", 0),
+])
+def test_gsm8k(reply, right):
+    assert arithmetic.score_gsm8k({"answer": "x\n#### 1,234"}, reply).right == right
+
+
+@pytest.mark.parametrize("reply, right", [
+    ("\\boxed{70}", 1), ("\\boxed{070}", 1), ("\\boxed{7} then \\boxed{70}", 1), ("70", 1),
+    ("\\boxed{71}", 0), ("$\\boxed{70", 0), ("", 0),
+])
+def test_aime(reply, right):
+    assert arithmetic.score_aime({"answer": 70}, reply).right == right
+
+
+def test_a_program_without_its_def_goes_on_behind_the_prompt():
+    doc = {"prompt": "def f(x):\n", "entry_point": "f", "test": "def check(c):\n    assert c(1)\n"}
+    for reply in ("```python\n    return x\n```", "```py\ndef f(x):\n    return x\n",
+                  "```python\nimport os\n```\n```python\ndef f(x):\n    return x\n```"):
+        scope = {}
+        exec(programs.program(doc, reply), scope)
+        assert scope["f"](3) == 3

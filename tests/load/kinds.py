@@ -1,0 +1,159 @@
+"""Kinds of requests: each draws its bodies and knows how to ask one and what to make of it.
+
+To add one (images, drafts, ...), write a class with ``name``, ``share``, ``bodies`` and ``ask`` and
+put it into ``KINDS``.
+"""
+
+import asyncio
+import json
+from random import Random
+from typing import Protocol
+
+import ask
+import httpx
+from ask import Refused
+from hostile import BODIES
+from outcome import Outcome
+
+from diffusiongemma_vllm.evaluation.heldout import DATA
+
+CHATS = [
+    json.loads(line)
+    for line in (DATA / "heldout/test.jsonl").read_text(encoding="utf-8").splitlines()
+]
+Found = tuple[Outcome, str]  # with what a bad outcome was
+
+
+class Kind(Protocol):
+    """share: of all requests, relative to the others'.  compared: is there one right answer?"""
+
+    name: str
+    share: float
+    compared: bool
+
+    def bodies(self, random: Random, count: int) -> list[dict]: ...
+
+    async def ask(self, http: httpx.AsyncClient, body: dict, alone: str | None) -> Found:
+        """alone: the answer to the same request when nothing else runs."""
+        ...
+
+
+def compared(said: str, alone: str | None) -> Found:
+    if said == alone:
+        return Outcome.RIGHT, ""
+    return Outcome.WRONG, f"{said!r}, alone {alone!r}"
+
+
+class Chats:
+    """Held-out chats of some tasks, answered as a whole, at their own temperatures."""
+
+    compared = True
+
+    def __init__(self, name: str, share: float, tasks: tuple[str, ...], stream: bool = False):
+        self.name, self.share, self.tasks, self.stream = name, share, tasks, stream
+
+    def bodies(self, random: Random, count: int) -> list[dict]:
+        rows = random.sample([row for row in CHATS if row["task"] in self.tasks], count)
+        return [self.body(json.loads(row["chat"]), random) for row in rows]
+
+    def body(self, chat: dict, random: Random) -> dict:
+        thinking = {"enable_thinking": chat["enable_thinking"]}
+        body = {"messages": chat["messages"], "chat_template_kwargs": thinking,
+                "seed": random.randrange(2**31)}
+        return body | ({"tools": chat["tools"]} if chat["tools"] else {})
+
+    async def ask(self, http: httpx.AsyncClient, body: dict, alone: str | None) -> Found:
+        said = await (ask.streamed if self.stream else ask.whole)(http, body)
+        return compared(said, alone)
+
+
+class Json(Chats):
+    """Questions that must be answered by a grammar."""
+
+    SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}},
+              "required": ["city"], "additionalProperties": False}
+
+    def body(self, chat: dict, random: Random) -> dict:
+        schema = {"name": "city", "schema": self.SCHEMA}
+        return super().body(chat, random) | {
+            "response_format": {"type": "json_schema", "json_schema": schema}, "max_tokens": 64,
+        }
+
+
+class Options(Chats):
+    """Chats with sampling parameters, several answers not among them."""
+
+    CHOICES = (
+        {"temperature": 0}, {"temperature": 1.5, "top_p": 0.9}, {"top_k": 5}, {"min_p": 0.05},
+        {"repetition_penalty": 1.1}, {"logprobs": True, "top_logprobs": 2}, {"max_tokens": 3},
+        {"stop": ["e"]}, {"vllm_xargs": {"diffusion_max_steps": 2}},
+    )
+
+    def body(self, chat: dict, random: Random) -> dict:
+        return super().body(chat, random) | random.choice(self.CHOICES)
+
+
+class Vanishing(Chats):
+    """Streams whose client goes away after a chunk or two."""
+
+    compared = False
+
+    async def ask(self, http: httpx.AsyncClient, body: dict, alone: str | None) -> Found:
+        left = body["seed"] % 3
+        async for _ in ask.chunks(http, body):
+            left -= 1
+            if left < 0:
+                break
+        return Outcome.LEFT, ""
+
+
+class Aborted(Chats):
+    """Requests whose client goes away before there is an answer, at any moment."""
+
+    compared = False
+
+    async def ask(self, http: httpx.AsyncClient, body: dict, alone: str | None) -> Found:
+        wait = body["seed"] % 1000 / 1000
+        try:
+            async with asyncio.timeout(wait):
+                await ask.whole(http, body)
+        except TimeoutError:
+            pass
+        return Outcome.LEFT, ""
+
+
+class Hostile:
+    """Requests that must be refused with a sentence, and hurt nobody."""
+
+    name, share, compared = "hostile", 0.2, False
+
+    def bodies(self, random: Random, count: int) -> list[dict]:
+        return random.sample(BODIES, min(count, len(BODIES)))
+
+    async def ask(self, http: httpx.AsyncClient, body: dict, alone: str | None) -> Found:
+        reply = await http.post(
+            body.get("path", ask.CHAT), content=body["content"],
+            headers={"Content-Type": "application/json"},
+        )
+        if 400 <= reply.status_code < 500 and len(reply.text) > 10:
+            return Outcome.REFUSED, ""
+        if reply.status_code >= 500:
+            raise Refused(reply.status_code, f"{body}: {reply.text}")
+        return Outcome.WRONG, f"HTTP {reply.status_code} to {body}"
+
+
+SHORT = ("add", "add_think", "sort", "reverse", "gap", "fill_json", "count_short")
+LONG = ("count_long",)
+TOOLS = ("call_one", "call_two", "tool_answer")
+KINDS: tuple[Kind, ...] = (
+    Chats("chat", 0.15, SHORT),
+    Chats("long", 0.10, LONG),
+    Chats("tools", 0.10, TOOLS),
+    Chats("stream", 0.10, SHORT + LONG, stream=True),
+    Chats("stream tools", 0.05, TOOLS, stream=True),
+    Options("options", 0.10, SHORT),
+    Json("json", 0.05, ("fill_json",)),
+    Vanishing("vanishing", 0.08, SHORT + LONG),
+    Aborted("aborted", 0.07, SHORT + LONG),
+    Hostile(),
+)

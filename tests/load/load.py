@@ -1,0 +1,67 @@
+"""So many clients that ask one request after the other, of any kind, for a time."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import ask
+import httpx
+from ask import Refused
+from kinds import KINDS, Kind
+from outcome import Outcome, Record
+
+
+@dataclass
+class Pool:
+    """Bodies by kind, and the answer to each when nothing else runs."""
+
+    bodies: dict[str, list[dict]]
+    alone: dict[str, list[str | None]] = field(default_factory=dict)
+
+
+def draw(random: Random, size: int) -> Pool:
+    """size: bodies of each kind."""
+    return Pool({kind.name: kind.bodies(random, size) for kind in KINDS})
+
+
+async def ask_alone(url: str, pool: Pool) -> None:
+    """Fill in ``pool.alone``, one request at a time."""
+    async with ask.client(url) as http:
+        for kind in KINDS:
+            pool.alone[kind.name] = [
+                await ask.whole(http, body) if kind.compared else None
+                for body in pool.bodies[kind.name]
+            ]
+
+
+async def run(url: str, pool: Pool, clients: int, going: Callable[[], bool]) -> list[Record]:
+    """Ask while ``going()``, then let what runs end."""
+    records: list[Record] = []
+    async with ask.client(url) as http:
+        await asyncio.gather(*(
+            _client(http, pool, Random(number), going, records) for number in range(clients)
+        ))
+    return records
+
+
+async def _client(
+    http: httpx.AsyncClient, pool: Pool, random: Random, going: Callable[[], bool],
+    records: list[Record],
+) -> None:
+    while going():
+        kind = random.choices(KINDS, [one.share for one in KINDS])[0]
+        place = random.randrange(len(pool.bodies[kind.name]))
+        records.append(await _one(http, kind, pool, place))
+
+
+async def _one(http: httpx.AsyncClient, kind: Kind, pool: Pool, place: int) -> Record:
+    began = time.monotonic()
+    try:
+        outcome, detail = await kind.ask(
+            http, pool.bodies[kind.name][place], pool.alone[kind.name][place]
+        )
+    except (httpx.HTTPError, Refused) as error:
+        outcome, detail = Outcome.LOST, f"{type(error).__name__}: {error}"
+    return Record(kind.name, outcome, time.monotonic() - began, detail)

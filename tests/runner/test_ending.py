@@ -1,0 +1,70 @@
+"""How a server ends once its engine is gone."""
+
+import asyncio
+import inspect
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("vllm")
+from diffusiongemma_vllm.compat import ARCHITECTURE  # noqa: E402
+from diffusiongemma_vllm.runner import ending  # noqa: E402
+
+
+class Ends:
+    """vLLM's function: how it ended, and what it returns."""
+
+    def __init__(self, name):
+        async def shutdown():
+            return name
+
+        shutdown.__name__ = name
+        self.shutdown = shutdown
+
+    async def __call__(self, engine_client, *args, **kwargs):
+        assert args == ("address",) and kwargs == {"port": 1}
+        made = self.shutdown()
+        made.__name__ = self.shutdown.__name__
+        return made
+
+
+def serve(architecture, name, *, errored, code=-9):
+    manager = SimpleNamespace(processes=[SimpleNamespace(exitcode=code)])
+    client = SimpleNamespace(
+        model_config=SimpleNamespace(architectures=[architecture]), errored=errored,
+        engine_core=SimpleNamespace(resources=SimpleNamespace(engine_manager=manager)),
+    )
+
+    async def run():
+        return await (await ending._make(Ends(name))(client, "address", port=1))
+
+    return asyncio.run(run())
+
+
+def test_a_dead_engine_ends_with_an_error():
+    with pytest.raises(SystemExit, match=r"the engine died \(SIGKILL"):
+        serve(ARCHITECTURE, ending.BY_ITSELF, errored=True)
+    with pytest.raises(SystemExit, match=r"the engine died \(exit code 1\)"):
+        serve(ARCHITECTURE, ending.BY_ITSELF, errored=True, code=1)
+
+
+@pytest.mark.parametrize("architecture, name, errored", [
+    (ARCHITECTURE, "shutdown", True),  # SIGTERM: the engine was stopped on purpose
+    (ARCHITECTURE, ending.BY_ITSELF, False),
+    ("Gemma4ForCausalLM", ending.BY_ITSELF, True),
+])
+def test_every_other_end_is_vllms(architecture, name, errored):
+    assert serve(architecture, name, errored=errored) == name
+
+
+def test_vllm_still_ends_that_way():
+    from vllm.entrypoints.launchers import launcher
+    from vllm.entrypoints.launchers.api_server import entry
+
+    serving = inspect.getsource(launcher.serve_http)
+    assert f"return {ending.BY_ITSELF}()" in serving and "return server.shutdown()" in serving
+    assert "await build_and_serve(" in inspect.getsource(entry.run_server_worker)
+    ending.install()
+    patched = entry.build_and_serve
+    ending.install()
+    assert entry.build_and_serve is patched and patched.__wrapped__ is not patched
