@@ -2,7 +2,8 @@
 # What to run on a borrowed GPU, a stage a call, each within ten minutes.  Nothing blocks the next.
 #
 #   here:   kernels/bench/gpu_session.sh prepare FOLDER   FOLDER holds build_kit.py, make_model_dir.py
-#                                                         and step_time.py; makes .kit, to be carried
+#                                                         and step_time.py; makes .kit, to be carried,
+#                                                         with a CPU's answers (minutes)
 #   there:  OUT=... kernels/bench/gpu_session.sh kernels  tests of every op, times, sweeps
 #                                                steps    ours and native at 1, 4, 8, 32 canvases, traces
 #                                                answers  200 prompts, against .kit/cpu_answers.jsonl
@@ -19,6 +20,8 @@ if [ "$stage" = prepare ]; then
     tools=${2:?the folder with build_kit.py}
     python3 "$tools/build_kit.py" .kit
     cp "$tools/make_model_dir.py" "$tools/step_time.py" .kit/
+    VLLM_LOGGING_LEVEL=WARNING ${PYTHON:-.venv/bin/python} kernels/bench/answers.py \
+        .kit/cpu_answers.jsonl || echo "no CPU answers: the stage answers compares with none"
     du -sh .kit
     exit
 fi
@@ -42,11 +45,12 @@ run() { # run NAME SECONDS COMMAND...: within SECONDS and what is left of the ca
     cat "$out/now.txt" >>"$log"
     echo "== $name: exit $code, $(($(date +%s) - begun)) s into the call" | tee -a "$log"
     grep -v '^ *$' "$out/now.txt" | grep -E 'RESULT|^\{|passed|failed|Error|differ|expected' |
-        tail -n 12 | cut -c1-400
+        tail -n 30 | cut -c1-400
     rm -f "$out/now.txt"
 }
 
-export PYTHONPATH=/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0
+# The checkout before what was installed of it: a warm machine may hold an older one.
+export PYTHONPATH=$PWD:$PWD/kernels:/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0
 export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=WARNING
 if [ -d .kit ] && [ ! -d /tmp/site/vllm ]; then
     run unpack 60 python3 .kit/unpack.py /tmp/site
