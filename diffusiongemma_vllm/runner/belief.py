@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm import envs
 from vllm.logger import init_logger
 
 from diffusiongemma_kernels.lm_head.op import lm_head
@@ -36,7 +37,10 @@ def believe(
     """
     weight, scale = model.embedding, model.model.embed_scale
     if logits is None and fuses(weight):
-        reading = lm_head(hidden, weight, temperature, seed, counter, softcap=softcap)
+        reading = lm_head(
+            hidden, weight, temperature, seed, counter, softcap=softcap,
+            batch_invariant=envs.VLLM_BATCH_INVARIANT,
+        )
         return reading.stats, soft_mix(reading, temperature, weight, softcap=softcap, scale=scale)
     if logits is None:
         logits = model.project(hidden)

@@ -9,6 +9,7 @@ from diffusiongemma_kernels.lm_head import _config, _kernel, reference
 from diffusiongemma_kernels.lm_head._config import Config
 from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_stats import op as row_stats
+from diffusiongemma_kernels.row_stats.types import STRIP
 
 
 def lm_head(
@@ -19,14 +20,20 @@ def lm_head(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    batch_invariant: bool = False,
 ) -> Reading:
     """logits = hidden weight^T, summed in fp32 and rounded, and row_stats(logits, ...)
 
     hidden [R, H]; weight [V, H], of one dtype, which the logits [R, V] have too; the rest as in
-    ``row_stats``.  The statistics are those of the rounded logits, with the same noise.  A row's
-    bits depend on no other row.
+    ``row_stats``.  The statistics are those of the rounded logits, with the same noise.
+    `batch_invariant`: a row's bits do not depend on the other rows.
     """
-    run = lm_head_triton if hidden.is_cuda else lm_head_torch
+    if not hidden.is_cuda:
+        run = lm_head_torch
+    elif target.of(hidden.device).capability[0] in _config.APART and not batch_invariant:
+        run = lm_head_apart
+    else:
+        run = lm_head_triton
     return run(hidden, weight, temperature, seed, counter, softcap=softcap)
 
 
@@ -43,7 +50,26 @@ def lm_head_torch(
     _check(hidden, weight)
     logits = hidden @ weight.T
     stats = row_stats.row_stats(logits, temperature, seed, counter, softcap=softcap)
-    return Reading(logits, reference.tops(logits, reference.STRIP), reference.STRIP, stats)
+    return Reading(logits, reference.tops(logits, STRIP), STRIP, stats)
+
+
+def lm_head_apart(
+    hidden: Tensor,
+    weight: Tensor,
+    temperature: Tensor,
+    seed: Tensor,
+    counter: Tensor,
+    *,
+    softcap: float | None = None,
+) -> Reading:
+    """The same by the library's product and a pass over the logits."""
+    _check(hidden, weight)
+    logits = hidden @ weight.T
+    tops = logits.new_empty(len(logits), -(-len(weight) // STRIP), dtype=torch.float32)
+    stats = row_stats.row_stats_triton(
+        logits, temperature, seed, counter, softcap=softcap, tops=tops
+    )
+    return Reading(logits, tops, STRIP, stats)
 
 
 def lm_head_triton(
@@ -56,7 +82,10 @@ def lm_head_triton(
     softcap: float | None = None,
     config: Config | None = None,
 ) -> Reading:
-    """The same by Triton.  `config` overrides the table, for tests and for the bench."""
+    """The same in one kernel, whose rows depend on no others.
+
+    `config` overrides the table, for tests and for the bench.
+    """
     _check(hidden, weight)
     (R, H), V = hidden.shape, weight.shape[0]
     logits = hidden.new_empty(R, V)

@@ -3,8 +3,7 @@ from torch import Tensor
 
 from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_stats import reference
-
-STRIP = 64
+from diffusiongemma_kernels.row_stats.types import STRIP
 
 
 def lm_head(

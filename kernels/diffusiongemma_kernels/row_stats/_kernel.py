@@ -12,15 +12,28 @@ ROUNDS = tl.constexpr(7)
 
 
 @triton.jit
-def load_scaled(row_ptr, token, V, to_log2, SOFTCAP: tl.constexpr):
+def load_logits(row_ptr, token, V):
+    """Some tokens' logits, -inf beyond the vocabulary.  [LANES]"""
+    return tl.load(row_ptr + token, mask=token < V, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def scaled(z, token, V, to_log2, SOFTCAP: tl.constexpr):
     """y * log2(e) of some tokens, -inf beyond the vocabulary.  [LANES]"""
-    z = tl.load(row_ptr + token, mask=token < V, other=float("-inf")).to(tl.float32)
     if SOFTCAP > 0.0:
         # tanh(x) = 1 - 2 / (1 + exp(2 x)), whose ends are exact.
         capped = 1.0 - 2.0 / (1.0 + tl.exp2(z * (2.0 * LOG2E / SOFTCAP)))
         return tl.where(token < V, capped * (to_log2 * SOFTCAP), float("-inf"))
     else:
         return z * to_log2
+
+
+@triton.jit
+def store_tops(tops_ptr, z, first, strips, STRIP: tl.constexpr):
+    """The highest of every STRIP of the logits z [LANES], whose first strip is `first`."""
+    strip = first + tl.arange(0, LANES // STRIP)
+    tops = tl.max(z.reshape(LANES // STRIP, STRIP), 1)
+    tl.store(tops_ptr + strip, tops, mask=strip < strips)
 
 
 @triton.jit
@@ -81,16 +94,20 @@ def scan(
     counter_ptr,  # [R] i64
     sums_ptr,  # [4, R, SPLITS] f32: top, total, moment, best
     tokens_ptr,  # [2, R, SPLITS] i32: argmax, sample
+    tops_ptr,  # [R, strips] f32, written where STRIP > 0
     R,
     V,
     stride_r,
     tiles,
+    strips,
     SPLITS: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    STRIP: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     row_ptr = logits_ptr + row * stride_r
+    tops_ptr += row * strips
     temperature = tl.load(temperature_ptr + row)
     noisy = temperature > 0.0
     to_log2 = LOG2E / tl.where(noisy, temperature, 1.0)
@@ -106,10 +123,21 @@ def scan(
     moment = tl.zeros([LANES], tl.float32)
     for tile in range(split * tiles, tl.minimum((split + 1) * tiles, tl.cdiv(V, TILE))):
         token = lane + tile * TILE  # [LANES]
-        y0 = load_scaled(row_ptr, token, V, to_log2, SOFTCAP)
-        y1 = load_scaled(row_ptr, token + LANES, V, to_log2, SOFTCAP)
-        y2 = load_scaled(row_ptr, token + 2 * LANES, V, to_log2, SOFTCAP)
-        y3 = load_scaled(row_ptr, token + 3 * LANES, V, to_log2, SOFTCAP)
+        z0 = load_logits(row_ptr, token, V)
+        z1 = load_logits(row_ptr, token + LANES, V)
+        z2 = load_logits(row_ptr, token + 2 * LANES, V)
+        z3 = load_logits(row_ptr, token + 3 * LANES, V)
+        if STRIP > 0:
+            strip = tile * (TILE // STRIP)
+            apart: tl.constexpr = LANES // STRIP
+            store_tops(tops_ptr, z0, strip, strips, STRIP)
+            store_tops(tops_ptr, z1, strip + apart, strips, STRIP)
+            store_tops(tops_ptr, z2, strip + 2 * apart, strips, STRIP)
+            store_tops(tops_ptr, z3, strip + 3 * apart, strips, STRIP)
+        y0 = scaled(z0, token, V, to_log2, SOFTCAP)
+        y1 = scaled(z1, token + LANES, V, to_log2, SOFTCAP)
+        y2 = scaled(z2, token + 2 * LANES, V, to_log2, SOFTCAP)
+        y3 = scaled(z3, token + 3 * LANES, V, to_log2, SOFTCAP)
         tile_top = best_of(y0, y1, y2, y3)
         if tile_top > top:
             arg = first_at(y0, y1, y2, y3, tile_top, token)

@@ -6,7 +6,7 @@ from torch import Tensor
 from diffusiongemma_kernels import noise, target
 from diffusiongemma_kernels.row_stats import _config, _kernel, _torch
 from diffusiongemma_kernels.row_stats._config import Config
-from diffusiongemma_kernels.row_stats.types import RowStats
+from diffusiongemma_kernels.row_stats.types import STRIP, RowStats
 
 
 def row_stats(
@@ -52,9 +52,13 @@ def row_stats_triton(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    tops: Tensor | None = None,
     config: Config | None = None,
 ) -> RowStats:
-    """The same by Triton.  `config` overrides the table, for tests and for the bench."""
+    """The same by Triton.  `config` overrides the table, for tests and for the bench.
+
+    tops: [R, ceil(V / STRIP)] f32, to be filled with the highest logit of every STRIP tokens.
+    """
     check(logits, temperature, seed, counter, softcap)
     R, V = logits.shape
     stats = empty(logits)
@@ -70,12 +74,15 @@ def row_stats_triton(
         counter,
         sums,
         tokens,
+        sums if tops is None else tops,
         R,
         V,
         logits.stride(0),
         cfg.tiles,
+        -(-V // STRIP),
         SPLITS=cfg.splits,
         SOFTCAP=softcap or 0.0,
+        STRIP=0 if tops is None else STRIP,
         num_warps=cfg.warps,
     )
     _kernel.finish[(R,)](temperature, sums, tokens, *stats, R, SPLITS=cfg.splits, num_warps=1)

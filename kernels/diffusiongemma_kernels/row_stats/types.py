@@ -2,6 +2,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+STRIP = 64  # tokens whose highest logit is told
+
 
 class RowStats(NamedTuple):
     """What the sampler needs of each row; nothing here is as wide as the vocabulary."""
