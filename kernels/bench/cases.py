@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import canvas_cases
 import layer_cases
 import moe_cases
 import torch
@@ -229,6 +230,8 @@ def experts(sweep: bool) -> Iterator[Timed]:
 
 OPS: dict[str, Callable[[bool], Iterator[Timed]]] = {
     "attention": attention,
+    "canvas_rows": canvas_cases.canvas_rows,
+    "canvas_step": canvas_cases.steps,
     "kv_write": writes,
     "lm_head": vocabulary_cases.lm_heads,
     "moe_gemm": experts,

@@ -96,3 +96,29 @@ def test_no_rows(device):
     ids = torch.zeros(0, dtype=torch.int32, device=device)
     beliefs = torch.zeros(4, CANVAS, HIDDEN, device=device)
     op.fill_rows(nobody, state_of(device), beliefs, ids, soft, soft[:, 0].bool())
+
+
+@pytest.mark.gpu
+def test_the_models_shape():
+    """32 requests: canvases, prompts, commits, both; rows of 2,816 numbers in bf16."""
+    S, C, H = 32, 256, 2816
+    make = torch.Generator().manual_seed(2)
+    tokens, text = torch.randint(0, 262144, (2, S, C), generator=make)
+    zero, four = torch.zeros(S, dtype=torch.int64), torch.arange(S) % 4
+    phase = (four > 0).to(torch.int32)
+    pending, step = torch.where(four == 2, C, 0), torch.arange(S) % 3
+    state = Slots(phase, text, pending, tokens, zero, zero, zero, step, zero, zero, zero)
+    state = state._replace(best=text)
+    counts = [(300, C, 2 * C, C)[i % 4] for i in range(S)]
+    rows = rows_of(Case(list(range(S)), counts, ""), "cpu")
+    beliefs = torch.randn(S, C, H, generator=make).to(torch.bfloat16)
+    found = []
+    for run, device in ((op.fill_rows, "cuda"), (reference.fill_rows, "cpu")):
+        ids = torch.full((sum(counts),), -1, dtype=torch.int32, device=device)
+        soft = torch.zeros(len(ids), H, dtype=torch.bfloat16, device=device)
+        denoising = torch.ones(len(ids), dtype=torch.bool, device=device)
+        moved = (type(x)(*(y.to(device) for y in x)) for x in (rows, state))
+        run(*moved, beliefs.to(device), ids, soft, denoising)
+        found.append((ids.cpu(), soft.cpu(), denoising.cpu()))
+    for ours, want in zip(*found, strict=True):
+        assert torch.equal(ours, want)

@@ -137,3 +137,9 @@ def test_a_request_is_independent_of_its_batch(device):
         op.canvas_step(own, alone, state, rules, prefill, vocab_size=VOCAB, limit=case.limit)
     for name, got, want in zip(Slots._fields, state, together, strict=True):
         assert torch.equal(got, want), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
+def test_on_a_gpu(case):
+    compare(case, "cuda")

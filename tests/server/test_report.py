@@ -15,7 +15,8 @@ def check(told, canvases):
     assert len(told["canvases"]) == canvases
     steps = [canvas["steps"] for canvas in told["canvases"]]
     assert all(canvas["stopped"] in ("settled", "step_limit") for canvas in told["canvases"])
-    assert min(steps) >= 1 and told["forwards"] == 1 + sum(steps) + canvases - 1
+    assert min(steps) >= 1 and told["forwards"] == 1 + sum(steps)
+    assert told["fused"] == canvases - 1, "text is committed beside the next canvas"
 
 
 def test_a_chat(chat):

@@ -5,7 +5,7 @@ DENOISE = tl.constexpr(1)
 SEARCH = tl.constexpr(128)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "P"])  # one compilation for every batch
 def parts(
     slots_ptr,  # [N]
     starts_ptr,  # [N + 1]
@@ -39,7 +39,7 @@ def parts(
         tl.store(part_starts_ptr + 2 * P, total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def fill(
     slots_ptr,  # [N]
     starts_ptr,  # [N + 1]

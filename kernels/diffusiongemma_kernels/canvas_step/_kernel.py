@@ -30,7 +30,7 @@ def surest(entropy_ptr, entropy, column, width, bound, C, CHUNK: tl.constexpr):
     return (before <= bound) & (entropy == entropy)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "limit"])  # one compilation for every batch
 def step(
     guess_best_ptr,  # [K, C] i64
     guess_sample_ptr,  # [K, C] i64

@@ -32,7 +32,7 @@ def canvas_step(
     N, C = rows.slots.shape[0], state.tokens.shape[1]
     device = state.tokens.device
     text = torch.empty((N, C), dtype=torch.int32, device=device)
-    length, rejected = torch.empty((2, N), dtype=torch.int32, device=device)
+    length, rejected = (torch.empty(N, dtype=torch.int32, device=device) for _ in range(2))
     if N:
         cfg = _config.choose(C)
         _kernel.step[(N,)](
