@@ -91,12 +91,12 @@ export class Canvas {
   }
 }
 
-/** Forwards that drafts tell of so far: each canvas's steps, and its commit. */
+/** Forwards that drafts tell of so far: the prompt's, and each canvas's steps. */
 export function forwards(drafts) {
   const steps = new Map();
   for (const draft of drafts) {
     const drawn = `${draft.canvas}.${draft.rerolls}`;
     steps.set(drawn, Math.max(steps.get(drawn) ?? 0, draft.step));
   }
-  return [...steps.values()].reduce((sum, one) => sum + one + 1, 0);
+  return [...steps.values()].reduce((sum, one) => sum + one, 1);
 }
