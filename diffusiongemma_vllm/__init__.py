@@ -6,11 +6,15 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """``infill`` and ``Gap``, imported when they are first used."""
+    """``infill`` and ``Gap``, ``on_draft`` and ``Draft``, imported when they are first used."""
     if name in ("infill", "Gap"):
         from diffusiongemma_vllm import infilling
 
         return getattr(infilling, name)
+    if name in ("on_draft", "Draft"):
+        from diffusiongemma_vllm.runner import listening
+
+        return getattr(listening, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -193,6 +193,7 @@ def admit_requests() -> None:
                 check_tokens,
                 refuse_resumable,
             )
+            from diffusiongemma_vllm.runner.listening import attach
 
             if request.resumable:
                 refuse_resumable()
@@ -200,6 +201,7 @@ def admit_requests() -> None:
             if params is not None:
                 check_knobs(params, self)
                 check_tokens(params)
+                attach(params)
                 if params.seed is None:
                     params.seed = draw_seed(params.temperature)
             return request
@@ -339,10 +341,11 @@ def watch_frontends() -> None:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             original(self, *args, **kwargs)
             if ours(self.model_config):
-                from diffusiongemma_vllm.runner import answers, ending
+                from diffusiongemma_vllm.runner import answers, ending, listening
 
                 answers.install()
                 ending.install()
+                listening.keep_context(self)
 
         return __init__
 

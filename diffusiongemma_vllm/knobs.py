@@ -68,6 +68,7 @@ KEYS: Mapping[str, Key] = {
     "diffusion_constrained": Key(_flag),
     "diffusion_template": Key(_tokens),
     "diffusion_rerolls": Key(_whole(0, MOST_REROLLS)),
+    "diffusion_drafts": Key(_whole(1, MOST_STEPS)),
 }
 
 
@@ -81,6 +82,7 @@ class CanvasOptions:
     read_only: the first canvas is the whole output.
     constrained: only ``logprob_token_ids`` may be written.
     rerolls: how often the first canvas may be drawn again while it begins with the text's end.
+    drafts: steps from one draft of the canvas to the next; 0 tells none.
     """
 
     rules: DenoiseConfig
@@ -89,6 +91,7 @@ class CanvasOptions:
     read_only: bool = False
     constrained: bool = False
     rerolls: int = 0
+    drafts: int = 0
 
 
 def canvas_options(extra: Mapping[str, Any] | None, server: DenoiseConfig) -> CanvasOptions:
@@ -116,6 +119,7 @@ def canvas_options(extra: Mapping[str, Any] | None, server: DenoiseConfig) -> Ca
         read_only=values.get("diffusion_read_only", False),
         constrained=values.get("diffusion_constrained", False),
         rerolls=values.get("diffusion_rerolls", 0),
+        drafts=values.get("diffusion_drafts", 0),
     )
 
 

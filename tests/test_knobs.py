@@ -30,6 +30,11 @@ def test_a_rule_of_its_own(key, value, field):
     assert getattr(rules, field) == value
 
 
+def test_drafts():
+    assert canvas_options({"diffusion_drafts": 3}, SERVER).drafts == 3
+    assert canvas_options({}, SERVER).drafts == 0
+
+
 def test_fewer_steps_with_and_without_their_temperatures():
     assert canvas_options({"diffusion_max_steps": 3}, SERVER).rules.last_step == 3
     assert canvas_options({"diffusion_max_steps": 3}, SERVER).rules.max_steps == 48
@@ -64,6 +69,7 @@ REFUSED = [
     ({"template": [-2]}, "tokens of -1..9"),
     ({"template": [1], "pinned": [1], "seed_canvas": [1, 2, 3, 4]}, "not both"),
     ({"rerolls": 17}, "diffusion_rerolls must be a whole number of 0..16, got 17"),
+    ({"drafts": 0}, "diffusion_drafts must be a whole number of 1..1024, got 0"),
     ({"read_only": 2}, "true or false"), ({"read_only": "yes"}, "true or false"),
 ]
 

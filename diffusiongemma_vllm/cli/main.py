@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,20 @@ def _doctor(args: argparse.Namespace) -> int:
     from diffusiongemma_vllm.cli.doctor import doctor
 
     return doctor()
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from diffusiongemma_vllm.watch.server import Options, watch
+
+    return watch(Options(args.url.rstrip("/"), args.host, args.port, args.api_key))
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from diffusiongemma_vllm.cli.chat import Options, chat
+
+    return chat(Options(
+        args.url.rstrip("/"), args.api_key or "none", args.every, args.thinking, args.temperature,
+    ))
 
 
 def _quantize(args: argparse.Namespace) -> int:
@@ -92,6 +107,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_defaults(run=_doctor)
     command = commands.add_parser("miniature", help="print the path of the shipped checkpoint")
     command.set_defaults(run=_miniature)
+    key = os.environ.get("VLLM_API_KEY")
+    command = commands.add_parser("watch", help="a web page that shows a server denoise")
+    command.add_argument("--url", default="http://127.0.0.1:8000", help="of the vLLM server")
+    command.add_argument("--host", default="127.0.0.1", help="address to serve the page on")
+    command.add_argument("--port", type=int, default=8600, help="port to serve the page on")
+    command.add_argument("--api-key", default=key, help="the vLLM server's; or set VLLM_API_KEY")
+    command.set_defaults(run=_watch)
+    command = commands.add_parser("chat", help="talk to a server, and see it denoise")
+    command.add_argument("--url", default="http://127.0.0.1:8000", help="of the vLLM server")
+    command.add_argument("--every", type=int, default=1, help="denoise steps between two drafts")
+    command.add_argument("--thinking", action="store_true", help="let the model think first")
+    command.add_argument("--temperature", type=float, default=1.0)
+    command.add_argument("--api-key", default=key, help="the vLLM server's; or set VLLM_API_KEY")
+    command.set_defaults(run=_chat)
     command = commands.add_parser(
         "quantize", help="write a BF16 checkpoint's experts in NVFP4, in NVIDIA's layout"
     )

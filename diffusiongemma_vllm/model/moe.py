@@ -29,10 +29,16 @@ class Router(nn.Module):
             hidden, config.num_experts, bias=False, quant_config=None, prefix=f"{prefix}.proj",
             return_bias=False,
         )
+        self.top_k = config.top_k_experts
+        self.load: Tensor | None = None  # [E] i64, rows of each expert, while they are counted
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [T, H] normed by ``scale`` and divided by sqrt(H)  ->  [T, E] scores"""
-        return self.proj(x)
+        scores: Tensor = self.proj(x)
+        if self.load is not None:
+            chosen = scores.topk(self.top_k).indices.flatten()
+            self.load.scatter_add_(0, chosen, torch.ones_like(chosen))
+        return scores
 
     def route(
         self, hidden_states: Tensor, gating_output: Tensor, topk: int, renormalize: bool

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from diffusiongemma_vllm.compat import ours, patch
-from diffusiongemma_vllm.runner import early
+from diffusiongemma_vllm.runner import draft_stream, early, listening, meters, traces
 from diffusiongemma_vllm.runner.report import KEY
 
 _REPORT: ContextVar[dict[str, Any] | None] = ContextVar("report", default=None)
@@ -24,15 +24,20 @@ Reports = dict[int, dict[str, Any]]  # by a choice's index
 def install() -> None:
     """In a process that takes requests; its HTTP handlers too, where it has any."""
     mark_outputs()
+    listening.hear()
+    meters.install()
+    traces.install()
     if "vllm.entrypoints.launchers.api_server.entry" in sys.modules:
         answer_chats()
         answer_completions()
         early.refuse_beam_streams()
         early.check_responses()
+        draft_stream.install()
 
 
 def mark_outputs() -> None:
     """``CompletionOutput.diffusion``; the scheduler sends it in ``kv_transfer_params``."""
+    from vllm.outputs import RequestOutput
     from vllm.v1.engine.output_processor import RequestState
 
     def make_request(original: Any) -> Any:
@@ -64,6 +69,17 @@ def mark_outputs() -> None:
 
         return _new_completion_output
 
+    def make_add(original: Any) -> Any:
+        def add(self: Any, next_output: Any, aggregate: bool) -> None:
+            original(self, next_output, aggregate)
+            for newer in next_output.outputs:
+                for output in self.outputs:
+                    if output.index == newer.index and hasattr(newer, KEY):
+                        output.diffusion = newer.diffusion
+
+        return add
+
+    patch(RequestOutput, "add", make_add)
     patch(RequestState, "make_request_output", make_request)
     patch(RequestState, "_new_completion_output", make_completion)
 

@@ -10,6 +10,7 @@ from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsQuant
 from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
 
 from diffusiongemma_vllm.model.backbone import Backbone
+from diffusiongemma_vllm.model.load import ExpertLoad
 from diffusiongemma_vllm.model.loading import load
 from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.model.vision import Vision
@@ -41,6 +42,7 @@ class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant, SupportsLoRA):
             quant_config=vllm_config.quant_config, prefix=maybe_prefix(prefix, "model"),
         )
         vision_config = getattr(hf_config, "vision_config", None)
+        self.expert_load = ExpertLoad(self.model)
         self.vision = Vision(vision_config, self.text_config) if vision_config else None
 
     @staticmethod

@@ -43,6 +43,7 @@ class DiffusionGemmaModelState(ModelState):
         dtype = self.model_config.dtype
         assert isinstance(dtype, torch.dtype), "vLLM resolves names of dtypes"
         self.config = server_rules(vllm_config)
+        self.expert_load: Any = model.expert_load
         self.slots = SlotState(
             self.config, slots=self.max_num_reqs, hidden=hidden, limit=self.max_model_len,
             dtype=dtype, device=device,
@@ -102,6 +103,8 @@ class DiffusionGemmaModelState(ModelState):
         count = input_batch.num_reqs
         padded = input_batch.num_reqs_after_padding if full else count
         tokens = input_batch.num_tokens_after_padding if full else input_batch.num_tokens
+        if not full and not for_capture:
+            self.expert_load.prepare(tokens)
         rows = _rows(input_batch)
         if self.gpu is not None:
             parts = self.gpu.set_parts(rows, padded)

@@ -40,10 +40,13 @@ class Report:
         """The canvas under way is lost to a preemption."""
         self.steps = self._rerolls = 0
 
-    def rerolled(self, times: int) -> None:
-        """The canvas under way has been drawn again so often."""
-        if times > self._rerolls:
-            self.steps, self._rerolls = 0, times
+    def rerolled(self, times: int) -> int:
+        """The canvas under way has been drawn again so often; returns how often anew."""
+        anew = times - self._rerolls
+        if anew <= 0:
+            return 0
+        self.steps, self._rerolls = 0, times
+        return anew
 
     def emit(self, tokens: int, *, width: int) -> None:
         """A canvas of ``width`` tokens gave text."""

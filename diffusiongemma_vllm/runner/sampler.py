@@ -31,10 +31,13 @@ from diffusiongemma_vllm.knobs import canvas_options
 from diffusiongemma_vllm.request import request_options
 from diffusiongemma_vllm.runner.belief import believe
 from diffusiongemma_vllm.runner.constraint import GrammarConstraint
+from diffusiongemma_vllm.runner.drafts import watched
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.gpu_step import GpuStep
+from diffusiongemma_vllm.runner.notes import notes
 from diffusiongemma_vllm.runner.scores import gather
 from diffusiongemma_vllm.runner.special import Special, filtered, special_of
+from diffusiongemma_vllm.runner.whole import whole
 from diffusiongemma_vllm.state import DENOISE, Canvases, SlotState, StepResult
 
 WALK = Walk(threshold=0.1)
@@ -90,16 +93,18 @@ class DiffusionSampler:
         count, states = batch.num_reqs, self.req_states
         slots, slots_np = batch.idx_mapping[:count], batch.idx_mapping_np[:count]
         starts, ends = batch.query_start_loc[: count + 1], batch.seq_lens[:count]
-        whole, canvases = hidden[:0], 0
+        full, canvases = hidden[:0], 0
         if batch.num_draft_tokens:
             widths = np.diff(batch.cu_num_logits_np[: count + 1])
             canvases = int((widths > 0).sum())
-            whole = self._whole(hidden, widths[:canvases])
+            full = whole(hidden, widths[:canvases], self.config.canvas_length)
         elif hidden.shape[0]:
             self._rehearse(hidden)
+        guess: Guess | None
         rolls = None
+        watch = watched(self.special, batch, self.state, canvases)
         if self.gpu is not None and not self._steered(slots_np):
-            guess, soft = self._guess(whole, slots[:canvases], slots_np[:canvases])
+            guess, soft = self._guess(full, slots[:canvases], slots_np[:canvases])
             self.state.believe(slots[:canvases], soft)
             text, lengths, rejected = self.gpu.advance(
                 kernels.Guess(guess.best, guess.sample, guess.entropy), Rows(slots, starts, ends),
@@ -111,60 +116,55 @@ class DiffusionSampler:
                 self.state.phase[slots] == DENOISE, rows - self.state.committed(slots, rows), 0
             )
             prompts_end = ends.long() >= states.prefill_len.gpu[slots]
-            text, lengths, rolls = self._advance(
-                whole, slots, slots_np, rows, torch.where(prompts_end, ends.long(), -1)
+            guess, text, lengths, rolls = self._advance(
+                full, slots, slots_np, rows, torch.where(prompts_end, ends.long(), -1)
             )
-        scores = self._scores(whole, text, slots_np[:canvases])
+        scores = self._scores(full, text, slots_np[:canvases])
+        drafts = None
+        if watch is not None and guess is not None:
+            drafts = watch.drafts(guess, text, lengths, self._noise(*watch.drawn))
         return SamplerOutput(
             sampled_token_ids=text.to(torch.int32),
             logprobs_tensors=gather(scores, count, self.config.canvas_length),
-            num_nans=self._told(whole, canvases, rolls),
+            num_nans=self._told(full, canvases, rolls),
             num_sampled=lengths.to(torch.int32),
             num_rejected=rejected.to(torch.int32),
+            sampling_mask_tensors=notes(drafts, self.model.expert_load.take()),
         )
 
     def _advance(
-        self, whole: Tensor, slots: Tensor, slots_np: np.ndarray, rows: Tensor, prompts: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Denoise the canvases ``whole`` [K * C, H] of the first K of N requests, commit, begin.
+        self, full: Tensor, slots: Tensor, slots_np: np.ndarray, rows: Tensor, prompts: Tensor
+    ) -> tuple[Guess | None, Tensor, Tensor, Tensor | None]:
+        """Denoise the canvases ``full`` [K * C, H] of the first K of N requests, commit, begin.
 
         rows: [N] i64, of every request.  prompts: [N] i64, where prompts end, -1 where they do not.
-        ->  text [N, C], its length [N], both i64; how often canvases were drawn again, ``_rolls``
+        ->  guesses of the K; text [N, C], its length [N], both i64; how often canvases were drawn
+        again, ``_rolls``
         """
         state, length = self.state, self.config.canvas_length
-        canvases = whole.shape[0] // length
+        canvases = full.shape[0] // length
         has_canvas = state.phase[slots] == DENOISE
         denoising = has_canvas & (rows > state.committed(slots, rows))
-        text = torch.zeros(len(slots_np), length, dtype=torch.int64, device=whole.device)
+        text = torch.zeros(len(slots_np), length, dtype=torch.int64, device=full.device)
         lengths = torch.zeros_like(rows)
         state.commit(slots, rows)
+        guess = None
         if canvases:
             own, own_np = slots[:canvases], slots_np[:canvases]
-            best, settled = self._denoise(whole, own, own_np, denoising[:canvases])
+            guess, best, settled = self._denoise(full, own, own_np, denoising[:canvases])
             state.settle(own, best, settled)
             text[:canvases], lengths[:canvases] = best, settled
         base = torch.where(has_canvas, state.base[slots] + lengths, prompts)
         fresh = self._start(slots, slots_np, base, torch.zeros_like(base))
         rolls = self._rolls(slots, slots_np)
         state.begin(slots, base, fresh, (~has_canvas & (prompts >= 0)) | (lengths > 0))
-        return text, lengths, rolls
+        return guess, text, lengths, rolls
 
     def _steered(self, slots_np: np.ndarray) -> bool:
         """Whether a request's canvases begin or end in another way than all others'."""
         return any(
             slot in self.special and self.special[slot].steered for slot in slots_np.tolist()
         )
-
-    def _whole(self, hidden: Tensor, widths: np.ndarray) -> Tensor:
-        """[R, H], canvases of ``widths`` rows  ->  [N * C, H], short canvases padded."""
-        length = self.config.canvas_length
-        if (widths == length).all():
-            return hidden
-        ends = np.cumsum(widths)
-        whole = hidden.new_zeros(len(widths) * length, hidden.shape[1])
-        for i, (width, end) in enumerate(zip(widths.tolist(), ends.tolist(), strict=True)):
-            whole[i * length : i * length + width] = hidden[end - width : end]
-        return whole
 
     def _guess(
         self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray
@@ -184,10 +184,10 @@ class DiffusionSampler:
 
     def _denoise(
         self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray, denoising: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Guess, Tensor, Tensor]:
         """One step of N canvases.  hidden: [N * C, H]  ->  text [N, C], its length [N], both i64
 
-        The length is 0 for a canvas that is not settled yet.
+        The length is 0 for a canvas that is not settled yet; the guesses come first.
         """
         guess, soft = self._guess(hidden, slots, slots_np)
         # A row of NaN has any number for a token, and the next forward would look it up.
@@ -207,7 +207,7 @@ class DiffusionSampler:
             lengths = torch.where(empty, 0, lengths)
             fresh = self._start(slots, slots_np, canvas.base, canvas.roll + 1)
             self.state.again(slots, fresh, empty)
-        return result.best, lengths
+        return guess, result.best, lengths
 
     def _walk(
         self, hidden: Tensor, canvas: Canvases, slots_np: np.ndarray, result: StepResult,

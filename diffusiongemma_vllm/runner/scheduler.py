@@ -22,10 +22,12 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
+from diffusiongemma_vllm.runner import drafts, notes, tally
 from diffusiongemma_vllm.runner.constraint import THOUGHT_FIRST
 from diffusiongemma_vllm.runner.pages import Soiled
 from diffusiongemma_vllm.runner.report import KEY, Report
 from diffusiongemma_vllm.runner.rules import server_rules
+from diffusiongemma_vllm.runner.tally import Tally
 
 logger = init_logger("vllm.diffusiongemma")
 
@@ -39,6 +41,7 @@ class CanvasScheduler(Scheduler):
         self.asked: dict[str, CanvasOptions] = {}
         self.reports: dict[str, Report] = {}
         self.soiled = Soiled(self.kv_cache_manager)
+        self.tally = Tally(self.vllm_config.parallel_config.data_parallel_index)
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
@@ -64,7 +67,8 @@ class CanvasScheduler(Scheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         freed = super()._free_request(request, *args, **kwargs)
         self.asked.pop(request.request_id, None)
-        self.reports.pop(request.request_id, None)
+        if (report := self.reports.pop(request.request_id, None)) is not None:
+            self.tally.finish(report, request.num_output_tokens)
         return freed
 
     def width(self, request: Request, text: int = 0) -> int:
@@ -155,7 +159,8 @@ class CanvasScheduler(Scheduler):
         rerolls = model_runner_output.num_nans_in_logits or {}  # see the sampler's ``_told``
         model_runner_output.num_nans_in_logits = None
         failed = self.fail([name for name, told in rerolls.items() if not isfinite(told)])
-        told = {}
+        noted = notes.take(model_runner_output)
+        told, sent = {}, []
         for request_id, rows in scheduler_output.num_scheduled_tokens.items():
             request = self.requests.get(request_id)
             if request is None or request.num_stale_output_tokens > 0:
@@ -163,7 +168,13 @@ class CanvasScheduler(Scheduler):
             canvas = len(drafted.get(request_id, ()))
             report = told[request_id] = self.reports[request_id]
             report.forward(denoised=canvas > 0, committed=0 < canvas < rows)
-            report.rerolled(int(rerolls.get(request_id, 0)))
+            self.tally.forward(report, canvas=canvas, rows=rows)
+            self.tally.rerolls += report.rerolled(int(rerolls.get(request_id, 0)))
+            if request_id in noted.drafts:
+                draft = noted.drafts[request_id] | {"canvas": len(report.canvases)}
+                sent.append(drafts.Sent(request.client_index, request_id, draft))
+        self.tally.batch(sum(request_id in drafted for request_id in told))
+        self.tally.look(noted.load)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in failed:
             mine = outputs.setdefault(request.client_index, EngineCoreOutputs())
@@ -177,6 +188,10 @@ class CanvasScheduler(Scheduler):
                 if output.request_id in told:
                     known = output.kv_transfer_params or {}
                     output.kv_transfer_params = known | {KEY: told[output.request_id].told()}
+        drafts.send(outputs, sent)
+        if self.log_stats:
+            tally.send(outputs, self.tally)
+        self.tally = Tally(self.tally.engine)
         return outputs
 
     def fail(self, request_ids: list[str]) -> list[Request]:
@@ -200,15 +215,17 @@ class CanvasScheduler(Scheduler):
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
-        width = len(new_token_ids)
+        width, report = len(new_token_ids), self.reports[request.request_id]
         if not is_stale:
-            self.reports[request.request_id].emit(width, width=self.width(request))
+            report.emit(width, width=self.width(request))
         sure = self.before_a_stop(request, new_token_ids)
         request.append_output_token_ids(new_token_ids[:sure])
         rest, stopped = Scheduler._update_request_with_output(self, request, new_token_ids[sure:])
+        text = new_token_ids[:sure] + rest
         if not is_stale:
             self.uncommit(request, width)
-        return new_token_ids[:sure] + rest, stopped
+            self.tally.canvas(report, len(text), request.get_finished_reason() if stopped else None)
+        return text, stopped
 
     def before_a_stop(self, request: Request, tokens: list[int]) -> int:
         """How many of ``tokens`` end nothing for certain: vLLM looks at the others one by one."""

@@ -25,6 +25,7 @@ class Special:
 
     start: [C] i64, what its first canvas starts from, if not from noise.
     score_ids: [S] i64, tokens whose log-probabilities are told.
+    drafts: steps from one draft to the next; 0 tells none.
     """
 
     options: RequestOptions
@@ -35,6 +36,7 @@ class Special:
     score_ids: Tensor | None
     constraint: GrammarConstraint | None
     reroll: Reroll | None
+    drafts: int
 
     @property
     def bends(self) -> bool:
@@ -48,7 +50,8 @@ class Special:
 
     @property
     def any(self) -> bool:
-        return self.bends or self.steered or self.options.scores is not None
+        told = self.options.scores is not None or self.drafts > 0
+        return self.bends or self.steered or told
 
 
 def special_of(
@@ -73,6 +76,7 @@ def special_of(
         options, asked.rules, own if pin is None else (*own, pin), pin, start,
         tokens(options.score_ids), constraint,
         Reroll(asked.rerolls, ends) if asked.rerolls and ends is not None else None,
+        asked.drafts,
     )
 
 

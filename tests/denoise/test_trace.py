@@ -102,7 +102,7 @@ class Ours:
     def denoise(self):
         """Text and its length: 0 until the canvas has settled."""
         hidden = torch.zeros(self.config.canvas_length, HIDDEN)
-        best, length = self.sampler._denoise(
+        _, best, length = self.sampler._denoise(
             hidden, self.slots, np.array([1]), self.state.phase[self.slots] == DENOISE
         )
         self.model.step += 1

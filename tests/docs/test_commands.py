@@ -56,6 +56,8 @@ COMMANDS = {
     "vllm serve nvidia/diffusiongemma-26B-A4B-IT-NVFP4": Needs("a GPU and the checkpoint"),
     "vllm serve ... --enable-lora": RunBy("tests/server/test_lora.py", ""),
     "diffusiongemma-vllm doctor": Here(),
+    "diffusiongemma-vllm watch": RunBy("tests/server/test_watch.py", "address"),
+    "diffusiongemma-vllm chat": RunBy("tests/server/test_drafts.py", "test_the_terminal_chat"),
     "diffusiongemma-vllm quantize google/": RunBy(
         "tests/quantize/test_miniature.py", "quantised"),
     "diffusiongemma-vllm eval miniature": RunBy(

@@ -8,6 +8,7 @@ import torch
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.inputs import StepInputs
+from diffusiongemma_vllm.knobs import CanvasOptions
 from diffusiongemma_vllm.request import RequestOptions
 from diffusiongemma_vllm.state import SlotState
 
@@ -36,14 +37,27 @@ class Side:
         model = SimpleNamespace(
             text_config=SimpleNamespace(final_logit_softcapping=30.0), embedding=weight,
             project=lambda hidden: hidden @ weight.T, model=SimpleNamespace(embed_scale=2.0),
+            expert_load=SimpleNamespace(take=lambda: None),
         )
         known = SimpleNamespace(
-            prefill_len=SimpleNamespace(gpu=torch.tensor(PROMPTS, dtype=torch.int32).to(device))
+            prefill_len=SimpleNamespace(gpu=torch.tensor(PROMPTS, dtype=torch.int32).to(device)),
+            prompt_len=SimpleNamespace(np=PROMPTS),
+            all_token_ids=SimpleNamespace(gpu=torch.zeros(REQUESTS, LIMIT).to(device)),
         )
         self.sampler = DiffusionSampler(CONFIG, self.state, model, known, gpu=self.gpu)
         for slot in range(REQUESTS):
             options = RequestOptions(temperature=1.0, top_k=0, top_p=1.0, seed=slot)
             self.state.add(slot, options)
+
+    def watch(self, slot, device):
+        """From here on the slot's request asks for drafts."""
+        from diffusiongemma_vllm.runner.special import special_of
+
+        options = RequestOptions(temperature=1.0, top_k=0, top_p=1.0, seed=slot)
+        asked = CanvasOptions(CONFIG, drafts=1)
+        self.sampler.special[slot] = special_of(
+            options, asked, None, None, CANVAS, torch.device(device)
+        )
 
     def inputs_of(self, rows, ids, padded):
         if self.gpu is not None:
@@ -61,6 +75,7 @@ def batch_of(requests, device):
         num_reqs=len(slots), idx_mapping=torch.tensor(slots).to(device), idx_mapping_np=slots,
         query_start_loc=starts, seq_lens=torch.tensor(computed + rows).to(torch.int32).to(device),
         cu_num_logits_np=logits, num_draft_tokens=int(logits[-1]),
+        req_ids=[str(slot) for slot in slots],
     )
 
 
