@@ -21,14 +21,14 @@ from diffusiongemma_vllm.media.limits import (
     check_size,
 )
 from diffusiongemma_vllm.media.options import SPREAD, VideoOptions
-from diffusiongemma_vllm.media.pixels import Tiling, patches
+from diffusiongemma_vllm.media.pixels import Patches, Tiling, patches
 
 # The demuxer is named, never guessed: playlists and the like would open other files.
 MP4, WEBM = "mp4", "matroska"
 EBML = b"\x1aE\xdf\xa3"
 LATE = 1.0  # seconds that a file may end before its header says
 EDGE = 1e-3  # seconds; a frame this little before its time is in time
-BROKEN = (av.error.FFmpegError, OSError, ValueError, EOFError, OverflowError)
+BROKEN = (av.error.FFmpegError, EOFError, OverflowError, UnicodeDecodeError)
 TURNS = {
     90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270,
 }
@@ -79,19 +79,31 @@ def read_video(data: bytes, options: VideoOptions, tiling: Tiling) -> Clip:
     with _opened(data) as container:
         span = _measure(container)
     times = sample_times(span.seconds, options)
-    shown: list[NDArray[np.uint8]] = []
-    rows = columns = 0
+    frames: Frames | None = None
     with _opened(data) as container:
         for picture in _pictures(container, [span.start + time for time in times]):
             cut = patches(picture, options.max_soft_tokens, tiling)
-            if shown and (cut.rows, cut.columns) != (rows, columns):
-                raise MediaError("the video changes its size on the way; encode it again")
-            shown.append(cut.values)
-            rows, columns = cut.rows, cut.columns
-    if not shown:
+            frames = frames or Frames(len(times), cut)
+            frames.add(cut)
+    if frames is None:
         raise MediaError("the video holds no frame that can be decoded; is it whole?")
-    shown += [shown[-1]] * (len(times) - len(shown))
-    return Clip(np.stack(shown), tuple(math.floor(t + EDGE) for t in times), rows, columns)
+    seconds = tuple(math.floor(time + EDGE) for time in times[: frames.count])
+    return Clip(frames.values[: frames.count], seconds, frames.rows, frames.columns)
+
+
+class Frames:
+    """Room for the frames of a video, all of one size."""
+
+    def __init__(self, room: int, first: Patches) -> None:
+        self.values = np.empty((room, *first.values.shape), np.uint8)
+        self.rows, self.columns, self.count = first.rows, first.columns, 0
+
+    def add(self, cut: Patches) -> None:
+        """Raises MediaError for a frame of another size."""
+        if (cut.rows, cut.columns) != (self.rows, self.columns):
+            raise MediaError("the video changes its size on the way; encode it again")
+        self.values[self.count] = cut.values
+        self.count += 1
 
 
 def sample_times(seconds: float, options: VideoOptions) -> list[float]:
@@ -126,8 +138,6 @@ def _opened(data: bytes) -> Iterator[Any]:
         _check_stream(container.streams.video[0])
         yield container
     except BROKEN as error:
-        if isinstance(error, MediaError):
-            raise
         raise MediaError(f"the video cannot be decoded ({_said(error)}); is it whole?") from None
     finally:
         container.close()

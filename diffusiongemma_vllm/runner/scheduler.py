@@ -22,6 +22,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
+from diffusiongemma_vllm.runner import spans
 from diffusiongemma_vllm.runner.constraint import THOUGHT_FIRST
 from diffusiongemma_vllm.runner.pages import Soiled
 from diffusiongemma_vllm.runner.report import KEY, Report
@@ -39,6 +40,7 @@ class CanvasScheduler(Scheduler):
         self.asked: dict[str, CanvasOptions] = {}
         self.reports: dict[str, Report] = {}
         self.soiled = Soiled(self.kv_cache_manager)
+        self.window = self.vllm_config.model_config.hf_text_config.sliding_window
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
@@ -130,6 +132,32 @@ class CanvasScheduler(Scheduler):
     def part(self, request: Request) -> None:
         """Commit text now, begin the next canvas in the forward after."""
         request.spec_token_ids = []
+
+    def _try_schedule_encoder_inputs(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int, *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """vLLM's, for as many tokens as leave no picture half read."""
+        count = num_new_tokens
+        if request.has_encoder_inputs:
+            count = spans.whole(request.mm_features, num_computed_tokens, num_new_tokens)
+        return super()._try_schedule_encoder_inputs(
+            request, num_computed_tokens, count, *args, **kwargs
+        )
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> Any:
+        """vLLM's, cut back where the rest of a picture would see keys that were dropped."""
+        hit = super()._get_local_prefix_cache_hit(request)
+        manager = self.kv_cache_manager
+        while request.has_encoder_inputs:
+            most = spans.reach(request.mm_features, hit[1], self.window)
+            if most is None:
+                break
+            blocks, count, _ = manager.coordinator.find_longest_cache_hit(
+                request.block_hashes, most
+            )
+            hit = manager.create_kv_cache_blocks(blocks), count, 0, False
+        return hit
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.disown(request)
