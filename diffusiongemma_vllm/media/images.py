@@ -97,7 +97,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+            return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 0))
     except BROKEN:  # damaged EXIF says nothing
         return None
 

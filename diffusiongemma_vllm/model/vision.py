@@ -71,5 +71,6 @@ class Vision(nn.Module):
             pixel_values=values.float() / 255, pixel_position_ids=where.expand(len(values), -1, -1)
         ).last_hidden_state
         normed = rms_norm(found.float(), found.shape[-1:], eps=self.eps).to(found.dtype)
-        features: Tensor = self.projector.embedding_projection(normed)
-        return features.unflatten(0, (len(values), rows * columns))
+        projection: Any = self.projector.embedding_projection
+        features: Tensor = projection(normed)
+        return features.view(len(values), rows * columns, -1)

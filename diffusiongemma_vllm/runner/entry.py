@@ -21,7 +21,6 @@ from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.model.vision import Picture, Vision
 from diffusiongemma_vllm.model.weights import PACKED
 
-
 PLACEHOLDERS = {"image": "<|image|>", "video": "<|video|>"}
 
 

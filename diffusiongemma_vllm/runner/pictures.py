@@ -56,6 +56,12 @@ class PictureInfo(BaseProcessingInfo):
         return Tiling(vision.patch_size, vision.pooling_kernel_size, vision.position_embedding_size)
 
     @cached_property
+    def largest(self) -> int:
+        """The largest budget whose square pictures the tower has positions for."""
+        side = self.tiling.positions // self.tiling.pool
+        return max(budget for budget in BUDGETS if budget <= side**2 or budget == min(BUDGETS))
+
+    @cached_property
     def video_token(self) -> int | None:
         """None where there is no tokenizer to write timestamps with, or none that knows videos."""
         tokenizer = self.ctx.tokenizer
@@ -70,7 +76,7 @@ class PictureInfo(BaseProcessingInfo):
         self, seq_len: int, mm_counts: Mapping[str, int]
     ) -> Mapping[str, int]:
         video = self.served.video
-        most = {"image": max(BUDGETS), "video": video.num_frames * video.max_soft_tokens}
+        most = {"image": self.largest, "video": video.num_frames * video.max_soft_tokens}
         return {name: most[name] for name in mm_counts}
 
     def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
@@ -93,7 +99,7 @@ class PictureDummies(BaseDummyInputsBuilder[PictureInfo]):
         frames = [self._picture(video.max_soft_tokens)] * video.num_frames
         shown = Shown(tuple(frames), tuple(range(len(frames))))
         return {
-            "image": [self._picture(max(BUDGETS))] * mm_counts.get("image", 0),
+            "image": [self._picture(self.info.largest)] * mm_counts.get("image", 0),
             "video": [shown] * mm_counts.get("video", 0),
         }
 
@@ -116,7 +122,7 @@ class PictureProcessor(BaseMultiModalProcessor[PictureInfo]):
         data = self.dummy_inputs.get_dummy_mm_data(seq_len, mm_counts, mm_options)
         items = self.info.parse_mm_data({k: v for k, v in data.items() if v}, validate=False)
         return ProcessorInputs(
-            prompt, items, hf_processor_mm_kwargs={"max_soft_tokens": max(BUDGETS)}
+            prompt, items, hf_processor_mm_kwargs={"max_soft_tokens": self.info.largest}
         )
 
     def _options(self, given: Mapping[str, object]) -> MediaOptions:
@@ -168,8 +174,8 @@ class PictureProcessor(BaseMultiModalProcessor[PictureInfo]):
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
         config = self.info.get_hf_config()
-        image, begin, end = config.image_token_id, config.boi_token_id, config.eoi_token_id
-        video = self.info.video_token
+        begin, end = config.boi_token_id, config.eoi_token_id
+        image, video = config.image_token_id, self.info.video_token or 0
 
         def framed(token: int, grid: Any) -> list[int]:
             return [begin, *[token] * int(grid.prod()), end]
@@ -186,9 +192,10 @@ class PictureProcessor(BaseMultiModalProcessor[PictureInfo]):
                 tokens += self._written(f"{' ' if k else ''}{timestamp(second)} ") + frame
             return PromptUpdateDetails.select_token_id(tokens, video)
 
-        updates = [PromptReplacement("image", [image], for_image)]
-        if video is not None:
-            updates.append(PromptReplacement("video", [video], for_video))
+        updates = [
+            PromptReplacement("image", [image], for_image),
+            PromptReplacement("video", [video], for_video),
+        ]
         return [update for update in updates if update.modality in mm_items]
 
     def _written(self, text: str) -> list[int]:

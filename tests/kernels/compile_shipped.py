@@ -326,7 +326,8 @@ def main(capability: int) -> None:
     for kv in ("bf16", "fp8e4nv") if capability >= 89 else ("bf16",):
         report("attention", f"local split {kv}", attend(capability, LOCAL, 1024, kv, 2))
         report("attention", f"global {kv}", attend(capability, GLOBAL, 0, kv, 1))
-        report("attention", f"local images {kv}", attend(capability, LOCAL, 1024, kv, 1, images=True))
+        pictures = attend(capability, LOCAL, 1024, kv, 1, images=True)
+        report("attention", f"local images {kv}", pictures)
         report("kv_write", kv, write(capability, kv))
     report("attention_combine", "local", combine(capability))
     report("row_stats", "bf16", scan(capability, 0))

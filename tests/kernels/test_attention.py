@@ -59,7 +59,7 @@ CASES = [
     Case(MIXED, SMALL, "images longer than the window", window=3, images=((1, 0, 5), (2, 40, 46))),
     Case(MIXED, SMALL, "the rest of an image", window=4, images=((2, 30, 45),), padding=(3, 2)),
     Case((Request(60, 20, False),), SMALL, "an image over many tiles", images=((0, 22, 78),)),
-    Case((Request(9, 13, False),), Heads(8, 1, 64), "an image, group of eight", images=((0, 14, 21),)),
+    Case((Request(9, 13, False),), Heads(8, 1, 64), "image, group of eight", images=((0, 14, 21),)),
     Case(MIXED, SMALL, "f16", dtype=HALF),
     Case(MIXED, SMALL, "f16 over fp8", window=20, dtype=HALF, kv_dtype=FP8),
     Case(MIXED, SMALL, "f32 over fp8", kv_dtype=FP8),
