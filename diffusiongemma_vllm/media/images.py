@@ -127,6 +127,10 @@ def _guess(data: bytes) -> str:
         return ": it looks like SVG, which is not drawn here; send pixels"
     if start.startswith((b"<!doctype", b"<html")):
         return ": it looks like a web page"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"hevc"):
+        return ": it looks like HEIC, which is not read here; send JPEG or PNG"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return ""
     if data[4:8] == b"ftyp" or data.startswith(b"\x1aE\xdf\xa3"):
         return ": it looks like a video; send it as video_url"
     if data.startswith(b"%PDF"):

@@ -26,6 +26,7 @@ from diffusiongemma_vllm.media.pixels import Patches, Tiling, patches
 # The demuxer is named, never guessed: playlists and the like would open other files.
 MP4, WEBM = "mp4", "matroska"
 EBML = b"\x1aE\xdf\xa3"
+BOUND = {"max_pixels": str(FRAME_BYTES * 8 // 12), "threads": "1"}  # 12 bits: 8-bit 4:2:0
 LATE = 1.0  # seconds that a file may end before its header says
 EDGE = 1e-3  # seconds; a frame this little before its time is in time
 BROKEN = (av.error.FFmpegError, EOFError, OverflowError, UnicodeDecodeError)
@@ -129,7 +130,9 @@ def _opened(data: bytes) -> Iterator[Any]:
     """A container whose first video stream is one that will be decoded."""
     check_size(len(data), VIDEO_BYTES, "video")
     try:
-        container = av.open(BytesIO(data), format=_format(data), metadata_errors="replace")
+        container = av.open(
+            BytesIO(data), format=_format(data), metadata_errors="replace", options=BOUND
+        )
     except BROKEN as error:
         raise MediaError(f"the video has a damaged header ({_said(error)}); is it whole?") from None
     try:
@@ -166,8 +169,7 @@ def _check_stream(stream: Any) -> None:
             f"{FRAME_BYTES:,} that are decoded; scale it down"
         )
     if not context.is_open:
-        context.options = {"max_pixels": str(FRAME_BYTES * 8 // bits)}
-        context.thread_count = 1
+        context.options = BOUND | {"max_pixels": str(FRAME_BYTES * 8 // bits)}
 
 
 def _measure(container: Any) -> Span:
@@ -186,7 +188,7 @@ def _measure(container: Any) -> Span:
             start, end = min(start, begin), max(end, stop)
     if end < start:
         raise MediaError("the video holds no frames")
-    told = (container.duration or 0) / av.time_base + (container.start_time or 0) / av.time_base
+    told = (container.duration or 0) / av.time_base
     if told - last > LATE:
         raise MediaError(
             f"the video ends after {last:.1f} s where its header says {told:.1f} s; is it whole?"

@@ -1,7 +1,7 @@
 """Prompts with images: the engine's logits against transformers', whole, in chunks and cached."""
 
 import pytest
-from engine import Forwards, ask, chunked, serve, squeezed, texts
+from engine import Forwards, ask, chunked, scheduler, serve, texts
 from pictures import noise, reference_inputs
 from teacher import Teacher, lesson
 
@@ -124,9 +124,17 @@ def test_the_cached_part_ends_in_an_image(sync_llm, teacher, seen):
 
 
 def test_preempted(sync_llm, teacher, seen):
-    with squeezed(sync_llm, 50) as preempted:
-        outputs = serve(sync_llm, asks(seen), rest=False)
-    assert preempted
+    """Prompts and committed text are read again, the images from vLLM's encoder cache."""
+    found, restarted = scheduler(sync_llm), []
+
+    def restart(step, outputs):
+        committed = [one for one in found.running if one.num_output_tokens]
+        if committed and not restarted:
+            restarted.extend(one.request_id for one in committed)
+            assert found.reset_prefix_cache(reset_running_requests=True)
+
+    outputs = serve(sync_llm, asks(seen), restart)
+    assert restarted
     check(teacher, seen, outputs)
 
 
