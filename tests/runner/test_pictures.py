@@ -1,6 +1,7 @@
 """vLLM's processor for our model, without an engine: placeholders, patches, caching, refusals."""
 
 import base64
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,7 @@ from diffusiongemma_vllm.runner.pictures import (
 
 TOKENIZER = AutoTokenizer.from_pretrained(MINIATURE)
 CONFIG = AutoConfig.from_pretrained(MINIATURE)
+TIMING = SimpleNamespace(record=lambda name: nullcontext())
 
 
 def make(tokenizer=TOKENIZER, config=CONFIG, **served):
@@ -48,7 +50,7 @@ def apply(processor, text, media, cache=None, **asked):
     data = processor.info.parse_mm_data(media)
     tokens = TOKENIZER.encode(text, add_special_tokens=False)
     inputs = ProcessorInputs(tokens, data, hf_processor_mm_kwargs=asked, cache=cache)
-    return processor.apply(inputs, SimpleNamespace(record=lambda name: open("/dev/null")))
+    return processor.apply(inputs, TIMING)
 
 
 def written(found):
@@ -185,7 +187,7 @@ def test_the_largest_media_are_measured():
     most = processor.info.get_mm_max_tokens_per_item(8192, {"image": 1, "video": 1})
     assert most == {"image": 1120, "video": 700}
     dummies = processor.get_dummy_inputs(8192, {"image": 1, "video": 1}, {})
-    found = processor.apply(dummies, SimpleNamespace(record=lambda name: open("/dev/null")))
+    found = processor.apply(dummies, TIMING)
     assert {name: places[0].get_num_embeds()
             for name, places in found["mm_placeholders"].items()} == most
 
@@ -221,6 +223,7 @@ def test_a_connector_has_the_servers_rules(tmp_path):
     with pytest.raises(VLLMValidationError, match="--allowed-local-media-path"):
         at().fetch_image(url)
     assert at(allowed_local_media_path=str(tmp_path)).fetch_image(url).kind == "image"
+    (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="must be a subpath"):
         at(allowed_local_media_path=str(tmp_path / "other")).fetch_image(url)
     with pytest.raises(ValueError, match="allowed domains"):
@@ -246,10 +249,12 @@ def test_a_picture_that_no_step_could_read_whole():
             diffusion_config=SimpleNamespace(canvas_length=256),
         )
 
-    check_pictures(features, served(256 * 3 + 266, 4))
-    check_pictures(features, served(256 * 3 + 266, 4, threshold=266))
+    count = features[0].mm_position.get_num_embeds()
+    assert 256 < count <= 280
+    check_pictures(features, served(256 * 3 + count, 4))
+    check_pictures(features, served(256 * 3 + count, 4, threshold=count))
     check_pictures(None, served(256, 4))
-    with pytest.raises(VLLMValidationError, match="--max-num-batched-tokens 1034 or more"):
-        check_pictures(features, served(256 * 3 + 265, 4))
-    with pytest.raises(VLLMValidationError, match="--long-prefill-token-threshold 266 or more"):
-        check_pictures(features, served(9999, 4, threshold=256))
+    with pytest.raises(VLLMValidationError, match=f"--max-num-batched-tokens {768 + count} or"):
+        check_pictures(features, served(256 * 3 + count - 1, 4))
+    with pytest.raises(VLLMValidationError, match=f"--long-prefill-token-threshold {count} or"):
+        check_pictures(features, served(9999, 4, threshold=200))
