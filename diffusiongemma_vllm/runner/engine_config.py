@@ -211,6 +211,8 @@ def _pictures(model_config: Any) -> None:
         and "pictures are encoded here; drop --enable-mm-embeds",
         "media_io_kwargs": bool(given.media_io_kwargs)
         and "files are read by the plugin; drop --media-io-kwargs, see --mm-processor-kwargs",
+        "VLLM_MEDIA_CONNECTOR": envs.VLLM_MEDIA_CONNECTOR != "http"
+        and "files are loaded by the plugin's own connector; unset it",
         "video_pruning_rate": bool(given.video_pruning_rate)
         and "every soft token is shown; drop --video-pruning-rate",
     }

@@ -45,7 +45,8 @@ def server(adapter, media):
     with pytest.MonkeyPatch.context() as patch:
         for name in IN_PROCESS:
             patch.delenv(name, raising=False)
-        started = Server(str(MINIATURE), (*CARD_FLAGS, *adapter, *media[1], "--max-model-len", str(LIMIT)))
+        flags = *CARD_FLAGS, *adapter, *media[1], "--max-model-len", str(LIMIT)
+        started = Server(str(MINIATURE), flags)
     with started as server:
         for _ in server.wait():
             pass

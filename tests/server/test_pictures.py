@@ -115,7 +115,8 @@ def test_files_of_a_web_server(show, plain):
                 for _ in range(100):
                     self.wfile.write(b"\0" * (1 << 20))
             else:
-                self.wfile.write(encoded(SMALL) if self.path == "/picture.png" else b"<html></html>")
+                page = encoded(SMALL) if self.path == "/picture.png" else b"<html></html>"
+                self.wfile.write(page)
 
         def log_message(self, *args):
             pass
