@@ -197,7 +197,8 @@ def admit_requests() -> None:
 
             if request.resumable:
                 refuse_resumable()
-            check_pictures(request.mm_features, self.vllm_config)
+            if request.mm_features:
+                check_pictures(request.mm_features, self.vllm_config)
             params = request.sampling_params
             if params is not None:
                 check_knobs(params, self)

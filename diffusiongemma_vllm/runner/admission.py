@@ -119,8 +119,6 @@ def check_pictures(features: Any, vllm_config: Any) -> None:
 
     features: vLLM's ``MultiModalFeatureSpec`` of a request.
     """
-    if not features:
-        return
     scheduler = vllm_config.scheduler_config
     canvases = vllm_config.diffusion_config.canvas_length * (scheduler.max_num_seqs - 1)
     room = max(scheduler.max_num_batched_tokens - canvases, 0)

@@ -80,18 +80,6 @@ class DiffusionGemmaModelState(ModelState):
         if scheduled_encoder_inputs:
             self.execute_mm_encoder(scheduled_encoder_inputs)
 
-    def _pictures(self, input_batch: InputBatch) -> dict[str, Any]:
-        """Soft tokens of the pictures that the step reads, and their rows."""
-        if not self.supports_mm_inputs:
-            return {}
-        if not spans.pictured(input_batch, self.encoder_cache.mm_features):
-            return {}
-        found, where = self.gather_mm_embeddings(input_batch)
-        if not found:
-            return {}
-        rows = where.nonzero().flatten().to(self.device, non_blocking=True)
-        return {"features": torch.cat(found).to(self.dtype), "pictured": rows}
-
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         rows = _rows(input_batch)
         ids = input_batch.input_ids[: input_batch.num_tokens]
@@ -100,7 +88,7 @@ class DiffusionGemmaModelState(ModelState):
             soft, denoising = self.gpu.set_rows(rows, ids, padded)
         else:
             soft, denoising = self.inputs.set_rows(self.slots, rows.slots, rows.starts, ids, padded)
-        pictures = self._pictures(input_batch)
+        pictures = _pictures(self, input_batch) if self.supports_mm_inputs else {}
         if input_batch.num_draft_tokens == 0:
             return pictures  # no canvas in the batch: leave self-conditioning out
         return pictures | {"soft": soft, "denoising": denoising}
@@ -149,6 +137,17 @@ class DiffusionGemmaModelState(ModelState):
             causal=parts.canvas,
             model_specific_attn_metadata=None if images is None else SeenImages(images),
         )
+
+
+def _pictures(state: DiffusionGemmaModelState, batch: InputBatch) -> dict[str, Any]:
+    """Soft tokens of the pictures that a step reads, and their rows."""
+    if not spans.pictured(batch, state.encoder_cache.mm_features):
+        return {}
+    found, where = state.gather_mm_embeddings(batch)
+    if not found:
+        return {}
+    rows = where.nonzero().flatten().to(state.device, non_blocking=True)
+    return {"features": torch.cat(found).to(state.dtype), "pictured": rows}
 
 
 def _rows(batch: InputBatch) -> Rows:

@@ -120,6 +120,7 @@ class CanvasScheduler(Scheduler):
         spare = self.max_num_scheduled_tokens - sum(
             max(behind(request), len(request.spec_token_ids)) for request in drafting
         )
+        spare -= max(map(picture_next, self.running), default=0)  # which is read in one step
         for request in drafting:
             text, canvas = behind(request), len(request.spec_token_ids)
             if text == 0:
@@ -349,6 +350,13 @@ class AsyncCanvasScheduler(CanvasScheduler, AsyncScheduler):
 def constrained(request: Request) -> bool:
     params = request.sampling_params
     return params is not None and params.structured_outputs is not None
+
+
+def picture_next(request: Request) -> int:
+    """Tokens of the picture that a prompt has to read next; 0 for text."""
+    at = request.num_computed_tokens
+    found = spans.runs(request.mm_features, at, at + 1) if request.is_prefill_chunk else ()
+    return max((end - at for _, end in found), default=0)
 
 
 def behind(request: Request) -> int:

@@ -98,7 +98,7 @@ def paged_case(
         ints([int(c) for c in canvas]),
         max((r.query_len for r in requests), default=0),
         max(lengths, default=0),
-        image_rows(requests, images, T).to(device) if images else None,
+        images=image_rows(requests, images, T).to(device) if images else None,
     )
     return Paged(q, PagedKV(cache[:, 0], cache[:, 1], *scales), batch)
 

@@ -253,7 +253,6 @@ def test_a_picture_that_no_step_could_read_whole():
     assert 256 < count <= 280
     check_pictures(features, served(256 * 3 + count, 4))
     check_pictures(features, served(256 * 3 + count, 4, threshold=count))
-    check_pictures(None, served(256, 4))
     with pytest.raises(VLLMValidationError, match=f"--max-num-batched-tokens {768 + count} or"):
         check_pictures(features, served(256 * 3 + count - 1, 4))
     with pytest.raises(VLLMValidationError, match=f"--long-prefill-token-threshold {count} or"):
