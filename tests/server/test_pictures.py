@@ -28,7 +28,7 @@ def image(data=None):
 
 
 def video(seconds=2):
-    data = clip([flat((90 * k, 9, 200)) for k in range(seconds)], rate=1)
+    data = clip([flat((90 * k % 256, 9, 200)) for k in range(seconds)], rate=1)
     return {"type": "video_url", "video_url": {"url": url(data, "video/mp4")}}
 
 
