@@ -190,6 +190,7 @@ def admit_requests() -> None:
                 return request
             from diffusiongemma_vllm.runner.admission import (
                 check_knobs,
+                check_pictures,
                 check_tokens,
                 refuse_resumable,
             )
@@ -197,6 +198,8 @@ def admit_requests() -> None:
 
             if request.resumable:
                 refuse_resumable()
+            if request.mm_features:
+                check_pictures(request.mm_features, self.vllm_config)
             params = request.sampling_params
             if params is not None:
                 check_knobs(params, self)
@@ -306,6 +309,28 @@ def refuse_streams_early() -> None:
         return generate
 
     patch(AsyncLLM, "generate", make)
+
+
+def keep_files_encoded() -> None:
+    """Load the media of chats by our own connector, which decodes nothing yet.
+
+    Removal: when vLLM hands a model's processor the files as they came.
+    """
+    from vllm.renderers.chat_utils import AsyncMultiModalContentParser, MultiModalContentParser
+
+    def make(original: Any) -> Any:
+        def parse(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if ours(self.model_config) and "_connector" not in vars(self):
+                from diffusiongemma_vllm.runner.media import connector
+
+                vars(self)["_connector"] = connector(self)  # in place of a cached property
+            return original(self, *args, **kwargs)
+
+        return parse
+
+    for parser in (MultiModalContentParser, AsyncMultiModalContentParser):
+        for name in ("parse_image", "parse_video"):
+            patch(parser, name, make)
 
 
 def compile_by_back_end() -> None:

@@ -49,7 +49,9 @@ class CanvasMetadataBuilder(AttentionMetadataBuilder[CanvasMetadata]):
         common_prefix_len: int,
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
+        images: Tensor | None = None,
     ) -> CanvasMetadata:
+        """images: [T, 2] i32, as ``Batch.images``"""
         common = common_attn_metadata
         canvas, tables = common.causal, common.block_table_tensor
         assert isinstance(canvas, Tensor), "the model state says which rows are a canvas's"
@@ -62,6 +64,7 @@ class CanvasMetadataBuilder(AttentionMetadataBuilder[CanvasMetadata]):
                 max_query_len=common.max_query_len,
                 max_seq_len=common.max_seq_len,
                 parts=canvas.shape[0] // tables.shape[0],
+                images=images,
             )
         )
 

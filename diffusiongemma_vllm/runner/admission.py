@@ -9,7 +9,7 @@ from vllm.exceptions import VLLMValidationError
 
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.knobs import PREFIX, canvas_options
-from diffusiongemma_vllm.runner import adapters
+from diffusiongemma_vllm.runner import adapters, spans
 from diffusiongemma_vllm.runner.rules import server_rules
 
 CAUSAL = (
@@ -111,6 +111,30 @@ def check_tokens(params: Any) -> None:
             "allowed_token_ids leaves no token to write beside bad_words and min_tokens, which bar "
             "the end of the text; allow at least one more token",
             parameter="allowed_token_ids",
+        )
+
+
+def check_pictures(features: Any, vllm_config: Any) -> None:
+    """Raises VLLMValidationError for a picture that no step could read whole.
+
+    features: vLLM's ``MultiModalFeatureSpec`` of a request.
+    """
+    scheduler = vllm_config.scheduler_config
+    canvases = vllm_config.diffusion_config.canvas_length * (scheduler.max_num_seqs - 1)
+    room = max(scheduler.max_num_batched_tokens - canvases, 0)
+    option, limit = "max-num-batched-tokens", room
+    threshold = scheduler.long_prefill_token_threshold
+    if 0 < threshold < room:
+        option, limit = "long-prefill-token-threshold", threshold
+    most = spans.longest(features)
+    if most > limit:
+        missing = most - limit
+        need = (threshold if limit == threshold else scheduler.max_num_batched_tokens) + missing
+        raise VLLMValidationError(
+            f"a picture of {most} tokens is read in one step, and beside the other requests' "
+            f"canvases a step has room for {limit}: lower max_soft_tokens, or start the server "
+            f"with --{option} {need} or more",
+            parameter="mm_processor_kwargs",
         )
 
 

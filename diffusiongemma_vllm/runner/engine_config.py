@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -16,6 +17,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.model.weights import PACKED
 from diffusiongemma_vllm.runner.adapters import adaptable, layer_of
+from diffusiongemma_vllm.runner.pictures import served_options
 from diffusiongemma_vllm.runner.rules import server_rules
 
 logger = init_logger("vllm.diffusiongemma")
@@ -56,6 +58,7 @@ class DiffusionGemmaConfig:
         _budget(vllm_config, asked, canvas)
         _graphs(vllm_config, asked, canvas)
         _adapters(vllm_config)
+        _pictures(vllm_config.model_config)
         if "prefix_cache_retention_interval" not in asked:
             # 0 would keep prompts alone, and no committed canvas for the next turn.
             vllm_config.cache_config.prefix_cache_retention_interval = None
@@ -196,6 +199,30 @@ def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
         sizes = [size for size in graph_sizes(canvas, most) if size <= limit]
     compilation.cudagraph_capture_sizes = sizes
     compilation.max_cudagraph_capture_size = max(sizes, default=0)
+
+
+def _pictures(model_config: Any) -> None:
+    """How pictures are shown.  Our attention knows which rows belong to one, vLLM's need not."""
+    given = model_config.multimodal_config
+    if given is None:
+        return
+    reasons = {
+        "enable_mm_embeds": given.enable_mm_embeds
+        and "pictures are encoded here; drop --enable-mm-embeds",
+        "media_io_kwargs": bool(given.media_io_kwargs)
+        and "files are read by the plugin; drop --media-io-kwargs, see --mm-processor-kwargs",
+        "VLLM_MEDIA_CONNECTOR": envs.VLLM_MEDIA_CONNECTOR != "http"
+        and "files are loaded by the plugin's own connector; unset it",
+        "video_pruning_rate": bool(given.video_pruning_rate)
+        and "every soft token is shown; drop --video-pruning-rate",
+    }
+    for option, reason in reasons.items():
+        if reason:
+            raise ValueError(f"DiffusionGemma cannot be served with {option}: {reason}")
+    served_options(model_config)
+    # vLLM would keep a whole video in one step, and its own attention backends aside.
+    arch = model_config.model_arch_config
+    model_config.model_arch_config = replace(arch, is_mm_prefix_lm=False)
 
 
 def _adapters(vllm_config: Any) -> None:

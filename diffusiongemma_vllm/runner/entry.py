@@ -5,19 +5,46 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsQuant
+from vllm.model_executor.models.interfaces import (
+    SupportsLoRA,
+    SupportsMultiModal,
+    SupportsQuant,
+)
 from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
+from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from diffusiongemma_vllm.model.backbone import Backbone
 from diffusiongemma_vllm.model.load import ExpertLoad
 from diffusiongemma_vllm.model.loading import load
 from diffusiongemma_vllm.model.rowwise import rowwise
-from diffusiongemma_vllm.model.vision import Vision
+from diffusiongemma_vllm.model.vision import Picture, Vision
 from diffusiongemma_vllm.model.weights import PACKED
 
+PLACEHOLDERS = {"image": "<|image|>", "video": "<|video|>"}
 
-class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant, SupportsLoRA):
+
+def _info(ctx: Any) -> Any:
+    from diffusiongemma_vllm.runner.pictures import PictureInfo
+
+    return PictureInfo(ctx)
+
+
+def _dummies(info: Any) -> Any:
+    from diffusiongemma_vllm.runner.pictures import PictureDummies
+
+    return PictureDummies(info)
+
+
+def _processor(info: Any, dummy_inputs: Any) -> Any:
+    from diffusiongemma_vllm.runner.pictures import PictureProcessor
+
+    return PictureProcessor(info, dummy_inputs)
+
+
+@MULTIMODAL_REGISTRY.register_processor(_processor, info=_info, dummy_inputs=_dummies)
+class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsMultiModal, SupportsQuant, SupportsLoRA):
     """DiffusionGemma: a Gemma-4 mixture of experts that denoises canvases of text."""
 
     # For the quantisation config and LoRA adapters, whose module names are the checkpoint's.
@@ -53,8 +80,25 @@ class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant, SupportsLoRA):
         pages.install()
         return DiffusionGemmaModelState
 
-    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        return PLACEHOLDERS.get(modality)
+
+    def embed_input_ids(  # type: ignore[override]  # pictures come in by ``forward``
+        self, input_ids: Tensor
+    ) -> Tensor:
         return self.model.embed(input_ids)
+
+    def embed_multimodal(self, **inputs: Any) -> list[Tensor]:
+        """One modality of ``runner/pictures.py``'s fields.   ->  soft tokens of each item"""
+        assert self.vision is not None, "without a tower no modality is supported"
+        if "image_patches" in inputs:
+            fields = zip(inputs["image_patches"], inputs["image_grid"].tolist(), strict=True)
+            return self.vision([Picture(values, *grid) for values, grid in fields])
+        fields = zip(inputs["video_patches"], inputs["video_grid"].tolist(), strict=True)
+        clips = [[Picture(values, *grid) for values in frames] for frames, grid in fields]
+        shown = iter(self.vision([frame for frames in clips for frame in frames]))
+        return [torch.cat([next(shown) for _ in frames]) for frames in clips]
 
     def forward(
         self,
@@ -64,9 +108,16 @@ class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsQuant, SupportsLoRA):
         inputs_embeds: Tensor | None = None,
         soft: Tensor | None = None,
         denoising: Tensor | None = None,
+        features: Tensor | None = None,
+        pictured: Tensor | None = None,
     ) -> Tensor:
-        """input_ids, positions: [T] i64  soft: [T, H]  denoising: [T] bool  ->  [T, H]"""
+        """input_ids, positions: [T] i64  soft: [T, H]  denoising: [T] bool  ->  [T, H]
+
+        features: [F, H], soft tokens of pictures, of the rows ``pictured`` [F] i64.
+        """
         x = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        if features is not None and pictured is not None:
+            x = x.index_copy(0, pictured, features)
         return self.model(x, positions, soft, denoising)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:

@@ -9,13 +9,13 @@ from torch import nn
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.model_states.interface import ModelState
+from vllm.v1.worker.gpu.model_states.interface import ModelSpecificAttnMetadata, ModelState
 from vllm.v1.worker.gpu.states import RequestState
 
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.inputs import PARTS, StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
-from diffusiongemma_vllm.runner import cpu_batch, graphs
+from diffusiongemma_vllm.runner import cpu_batch, graphs, spans
 from diffusiongemma_vllm.runner.belief import prove
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
@@ -23,6 +23,16 @@ from diffusiongemma_vllm.runner.gpu_step import GpuStep
 from diffusiongemma_vllm.runner.rules import server_rules
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
 from diffusiongemma_vllm.state import SlotState
+
+
+class SeenImages(ModelSpecificAttnMetadata):
+    """Hands the pictures of a step to our attention.  images: as ``Batch.images``"""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def get_extra_attn_kwargs(self, attn_metadata_builder: Any, num_reqs: int) -> dict[str, Any]:
+        return {"images": self.images}
 
 
 class DiffusionGemmaModelState(ModelState):
@@ -68,7 +78,8 @@ class DiffusionGemmaModelState(ModelState):
         self, scheduled_encoder_inputs: dict[str, list[int]], input_batch: InputBatch,
         req_states: RequestState,
     ) -> None:
-        return None
+        if scheduled_encoder_inputs:
+            self.execute_mm_encoder(scheduled_encoder_inputs)
 
     def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, Any]:
         rows = _rows(input_batch)
@@ -78,9 +89,10 @@ class DiffusionGemmaModelState(ModelState):
             soft, denoising = self.gpu.set_rows(rows, ids, padded)
         else:
             soft, denoising = self.inputs.set_rows(self.slots, rows.slots, rows.starts, ids, padded)
+        pictures = _pictures(self, input_batch) if self.supports_mm_inputs else {}
         if input_batch.num_draft_tokens == 0:
-            return {}  # no canvas in the batch: leave self-conditioning out
-        return {"soft": soft, "denoising": denoising}
+            return pictures  # no canvas in the batch: leave self-conditioning out
+        return pictures | {"soft": soft, "denoising": denoising}
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         return {
@@ -110,6 +122,9 @@ class DiffusionGemmaModelState(ModelState):
             parts = self.gpu.set_parts(rows, padded)
         else:
             parts = self.inputs.set_parts(self.slots, *rows, padded)
+        images = None
+        if self.supports_mm_inputs and not for_capture:
+            images = spans.rows(input_batch, self.encoder_cache.mm_features, self.device)
         return build_attn_metadata(
             attn_groups=attn_groups,
             num_reqs=PARTS * padded,
@@ -123,7 +138,19 @@ class DiffusionGemmaModelState(ModelState):
             slot_mappings=slot_mappings,
             kv_cache_config=kv_cache_config,
             causal=parts.canvas,
+            model_specific_attn_metadata=None if images is None else SeenImages(images),
         )
+
+
+def _pictures(state: DiffusionGemmaModelState, batch: InputBatch) -> dict[str, Any]:
+    """Soft tokens of the pictures that a step reads, and their rows."""
+    if not spans.pictured(batch, state.encoder_cache.mm_features):
+        return {}
+    found, where = state.gather_mm_embeddings(batch)
+    if not found:
+        return {}
+    rows = where.nonzero().flatten().to(state.device, non_blocking=True)
+    return {"features": torch.cat(found).to(state.dtype), "pictured": rows}
 
 
 def _rows(batch: InputBatch) -> Rows:

@@ -22,7 +22,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
-from diffusiongemma_vllm.runner import drafts, notes, tally
+from diffusiongemma_vllm.runner import drafts, notes, spans, tally
 from diffusiongemma_vllm.runner.constraint import THOUGHT_FIRST
 from diffusiongemma_vllm.runner.pages import Soiled
 from diffusiongemma_vllm.runner.report import KEY, Report
@@ -42,6 +42,7 @@ class CanvasScheduler(Scheduler):
         self.reports: dict[str, Report] = {}
         self.soiled = Soiled(self.kv_cache_manager)
         self.tally = Tally(self.vllm_config.parallel_config.data_parallel_index)
+        self.window = self.vllm_config.model_config.hf_text_config.sliding_window
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params
@@ -122,6 +123,7 @@ class CanvasScheduler(Scheduler):
         spare = self.max_num_scheduled_tokens - sum(
             max(behind(request), len(request.spec_token_ids)) for request in drafting
         )
+        spare -= max(map(picture_next, self.running), default=0)  # which is read in one step
         for request in drafting:
             text, canvas = behind(request), len(request.spec_token_ids)
             if text == 0:
@@ -134,6 +136,32 @@ class CanvasScheduler(Scheduler):
     def part(self, request: Request) -> None:
         """Commit text now, begin the next canvas in the forward after."""
         request.spec_token_ids = []
+
+    def _try_schedule_encoder_inputs(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int, *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """vLLM's, for as many tokens as leave no picture half read."""
+        count = num_new_tokens
+        if request.has_encoder_inputs:
+            count = spans.whole(request.mm_features, num_computed_tokens, num_new_tokens)
+        return super()._try_schedule_encoder_inputs(
+            request, num_computed_tokens, count, *args, **kwargs
+        )
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> Any:
+        """vLLM's, cut back where the rest of a picture would see keys that were dropped."""
+        hit = super()._get_local_prefix_cache_hit(request)
+        manager = self.kv_cache_manager
+        while request.has_encoder_inputs:
+            most = spans.reach(request.mm_features, hit[1], self.window)
+            if most is None:
+                break
+            blocks, count, _ = manager.coordinator.find_longest_cache_hit(
+                request.block_hashes, most
+            )
+            hit = manager.create_kv_cache_blocks(blocks), count, 0, False
+        return hit
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.disown(request)
@@ -338,6 +366,13 @@ class AsyncCanvasScheduler(CanvasScheduler, AsyncScheduler):
 def constrained(request: Request) -> bool:
     params = request.sampling_params
     return params is not None and params.structured_outputs is not None
+
+
+def picture_next(request: Request) -> int:
+    """Tokens of the picture that a prompt has to read next; 0 for text."""
+    at = request.num_computed_tokens
+    found = spans.runs(request.mm_features, at, at + 1) if request.is_prefill_chunk else ()
+    return max((end - at for _, end in found), default=0)
 
 
 def behind(request: Request) -> int:

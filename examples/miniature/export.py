@@ -109,11 +109,10 @@ def vision_weights(hidden: int) -> dict[str, Tensor]:
 def save_checkpoint(model: Miniature, folder: Path) -> None:
     """The whole folder: weights in bf16, configs, tokenizer, chat template, processor."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(model.state_dict())
+    weights = vision_weights(model.sizes.hidden) | model.state_dict()
     for i in range(model.sizes.layers):
         scalar = weights[f"model.decoder.layers.{i}.layer_scalar"]
         weights[f"model.encoder.language_model.layers.{i}.layer_scalar"] = scalar.clone()
-    weights |= vision_weights(model.sizes.hidden)
     weights = {name: w.detach().cpu().bfloat16().contiguous() for name, w in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in (

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
+NO_IMAGE = (2**31 - 1, 0)  # a row of ``Batch.images`` that belongs to none
 
 
 class PagedKV(NamedTuple):
@@ -39,6 +40,9 @@ class Batch(NamedTuple):
     max_query_len: int  # upper bounds known on the host: the grid depends on nothing else
     max_seq_len: int
     parts: int = 1
+    # [T, 2] i32, first and behind last position of the image that a row belongs to; ``NO_IMAGE``
+    # where it belongs to none.  Its keys are in the cache.  None: no image in the step
+    images: Tensor | None = None
 
     def check(self) -> None:
         N = self.seq_lens.shape[0]
@@ -47,3 +51,6 @@ class Batch(NamedTuple):
         lines = self.block_table.shape[0]
         assert lines * self.parts == N, f"{self.block_table.shape=} {N=} {self.parts=}"
         assert N == 0 or self.block_table.stride(1) == 1, "block_table rows must be contiguous"
+        if self.images is not None:
+            assert self.images.ndim == 2 and self.images.shape[1] == 2, f"{self.images.shape=}"
+            assert self.images.dtype == torch.int32 and self.images.is_contiguous()

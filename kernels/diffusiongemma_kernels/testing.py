@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusiongemma_kernels.paged import FP8, Batch, PagedKV
+from diffusiongemma_kernels.paged import FP8, NO_IMAGE, Batch, PagedKV
 
 # Against an fp32 reference whose inputs are the same rounded numbers.
 ATTENTION = {  # (rtol, atol); values are near one, so atol is one rounding of P and of the result
@@ -51,10 +51,12 @@ def paged_case(
     kv_dtype: torch.dtype | None = None,
     device: str = "cpu",
     padding: tuple[int, int] = (0, 0),
+    images: Sequence[tuple[int, int, int]] = (),
 ) -> Paged:
     """A batch on shuffled pages, with NaN in every slot that no request owns.
 
-    `padding` adds rows beyond the last request, and empty requests.
+    `padding` adds rows beyond the last request, and empty requests.  `images`: request, first
+    position, position behind the last.
     """
     extra_rows, extra_requests = padding
     make = torch.Generator().manual_seed(len(requests) + heads.dim)
@@ -96,5 +98,20 @@ def paged_case(
         ints([int(c) for c in canvas]),
         max((r.query_len for r in requests), default=0),
         max(lengths, default=0),
+        images=image_rows(requests, images, T).to(device) if images else None,
     )
     return Paged(q, PagedKV(cache[:, 0], cache[:, 1], *scales), batch)
+
+
+def image_rows(
+    requests: Sequence[Request], images: Sequence[tuple[int, int, int]], rows: int
+) -> Tensor:
+    """[rows, 2] i32, as ``Batch.images``."""
+    table = torch.tensor([NO_IMAGE] * rows, dtype=torch.int32)
+    starts = [sum(r.query_len for r in requests[:i]) for i in range(len(requests))]
+    for i, begin, end in images:
+        first = max(begin - requests[i].prefix, 0)
+        table[starts[i] + first : starts[i] + end - requests[i].prefix] = torch.tensor(
+            [begin, end], dtype=torch.int32
+        )
+    return table

@@ -31,7 +31,7 @@ from diffusiongemma_kernels.soft_mix import _config as mix_config
 from diffusiongemma_kernels.soft_mix import _kernel as soft_mix
 
 REQUESTS = dict.fromkeys(
-    ("query_start_loc_ptr", "seq_lens_ptr", "block_table_ptr", "canvas_ptr"), "i32"
+    ("query_start_loc_ptr", "seq_lens_ptr", "block_table_ptr", "canvas_ptr", "images_ptr"), "i32"
 )
 
 
@@ -39,7 +39,7 @@ def divisible(*names: str) -> dict[str, str]:
     return dict.fromkeys(names, "i32*16")
 
 
-def attend(capability: int, shape: _config.Shape, window: int, kv: str, splits: int):
+def attend(capability: int, shape: _config.Shape, window: int, kv: str, splits: int, images=False):
     tile = _config.tile(shape.head_dim, 2, divmod(capability, 10))
     pointers = REQUESTS | dict.fromkeys(("q_ptr", "out_ptr"), "bf16")
     pointers |= dict.fromkeys(("k_ptr", "v_ptr"), kv)
@@ -50,6 +50,7 @@ def attend(capability: int, shape: _config.Shape, window: int, kv: str, splits: 
     )
     constants = {
         "WINDOW": window,
+        "IMAGES": images,
         "HQ": shape.kv_heads * shape.group,
         "GROUP": shape.group,
         "D": shape.head_dim,
@@ -325,6 +326,8 @@ def main(capability: int) -> None:
     for kv in ("bf16", "fp8e4nv") if capability >= 89 else ("bf16",):
         report("attention", f"local split {kv}", attend(capability, LOCAL, 1024, kv, 2))
         report("attention", f"global {kv}", attend(capability, GLOBAL, 0, kv, 1))
+        pictures = attend(capability, LOCAL, 1024, kv, 1, images=True)
+        report("attention", f"local images {kv}", pictures)
         report("kv_write", kv, write(capability, kv))
     report("attention_combine", "local", combine(capability))
     report("row_stats", "bf16", scan(capability, 0))

@@ -29,6 +29,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float32
     kv_dtype: torch.dtype | None = None
     padding: tuple[int, int] = (0, 0)
+    images: tuple[tuple[int, int, int], ...] = ()
 
 
 MIXED = (
@@ -54,6 +55,11 @@ CASES = [
     Case((Request(6, 19),), Heads(8, 4, 256), "head of 256", window=12),
     Case((Request(3, 19),), Heads(8, 1, 512), "head of 512 in two value chunks"),
     Case((Request(3, 7),), Heads(3, 1, 32), "group of three"),
+    Case(MIXED, SMALL, "images", images=((1, 0, 4), (2, 41, 44), (2, 45, 47))),
+    Case(MIXED, SMALL, "images longer than the window", window=3, images=((1, 0, 5), (2, 40, 46))),
+    Case(MIXED, SMALL, "the rest of an image", window=4, images=((2, 30, 45),), padding=(3, 2)),
+    Case((Request(60, 20, False),), SMALL, "an image over many tiles", images=((0, 22, 78),)),
+    Case((Request(9, 13, False),), Heads(8, 1, 64), "image, group of eight", images=((0, 14, 21),)),
     Case(MIXED, SMALL, "f16", dtype=HALF),
     Case(MIXED, SMALL, "f16 over fp8", window=20, dtype=HALF, kv_dtype=FP8),
     Case(MIXED, SMALL, "f32 over fp8", kv_dtype=FP8),
@@ -69,6 +75,7 @@ def make(case: Case, device: str = "cpu") -> Paged:
         kv_dtype=case.kv_dtype,
         device=device,
         padding=case.padding,
+        images=case.images,
     )
 
 
@@ -108,6 +115,30 @@ def test_splits_add_up(splits: int, block_n: int, device: str) -> None:
     want = attend(reference.paged_attention, paged, case.window)
     config = Config(16, block_n, 32, 4, 1, splits, 1)
     check(attend(op.paged_attention_triton, paged, 20, config=config), want, rows_of(case))
+
+
+def test_splits_of_an_image(device: str) -> None:
+    case = Case((Request(40, 70, False), Request(5, 3)), SMALL, "", 8, images=((0, 66, 100),))
+    paged = make(case, device)
+    want = attend(reference.paged_attention, paged, 8)
+    config = Config(16, 16, 32, 4, 1, 4, 1)
+    check(attend(op.paged_attention_triton, paged, 8, config=config), want, rows_of(case))
+
+
+def test_an_image_is_seen_whole_and_text_is_not() -> None:
+    """Change one key at a time and look which rows notice."""
+    request = Request(10, 4, canvas=False)
+    case = Case((request,), SMALL, "", window=3, images=((0, 6, 11),))
+    paged = make(case)
+    plain = attend(op.paged_attention, paged, 3)
+    for key in range(14):
+        value = paged.kv.value.clone()
+        value[paged.batch.block_table[0, key // 16].long(), key % 16] += 1
+        other = attend(op.paged_attention, paged._replace(kv=paged.kv._replace(value=value)), 3)
+        noticed = {4 + t for t in (other != plain).flatten(1).any(1).nonzero().flatten().tolist()}
+        window = {p for p in range(4, 14) if p - 3 < key <= p}
+        image = set(range(6, 11)) if key in range(6, 11) else set()
+        assert noticed == window | image, key
 
 
 def test_splits_of_a_head_in_chunks(device: str) -> None:

@@ -144,7 +144,7 @@ def test_only_ours_draw_a_seed(monkeypatch, model, seed, temperature, drawn):
     cell = next(c for c in patched.__closure__ if c.cell_contents is patched.__wrapped__)
     kept = cell.cell_contents
     params = SamplingParams(seed=seed, temperature=temperature)
-    request = SimpleNamespace(sampling_params=params, resumable=False)
+    request = SimpleNamespace(sampling_params=params, resumable=False, mm_features=[])
     cell.cell_contents = lambda self, *a, **k: request
     try:
         request = patched(SimpleNamespace(model_config=model), "id", {})

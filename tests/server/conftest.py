@@ -30,12 +30,23 @@ def adapter(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def server(adapter):
+def media(tmp_path_factory):
+    """The folder of local files that the server may read, and the flags for pictures."""
+    folder = tmp_path_factory.mktemp("media")
+    return folder, (
+        "--allowed-local-media-path", str(folder), "--trust-request-mm-kwargs",
+        "--limit-mm-per-prompt", '{"image": 3, "video": 1}',
+    )
+
+
+@pytest.fixture(scope="session")
+def server(adapter, media):
     """It must live through every test and stop at once."""
     with pytest.MonkeyPatch.context() as patch:
         for name in IN_PROCESS:
             patch.delenv(name, raising=False)
-        started = Server(str(MINIATURE), (*CARD_FLAGS, *adapter, "--max-model-len", str(LIMIT)))
+        flags = *CARD_FLAGS, *adapter, *media[1], "--max-model-len", str(LIMIT)
+        started = Server(str(MINIATURE), flags)
     with started as server:
         for _ in server.wait():
             pass

@@ -55,3 +55,10 @@ def test_agent(run, server):
 def test_stream(run, server):
     printed = run("stream.py", "--url", server.url)
     assert len(printed) >= 3 and "001 002 003" in printed[0]
+
+
+@pytest.mark.parametrize("script", ["image_chat.py", "video_chat.py"])
+def test_pictures(run, server, script):
+    printed = run(script, "--url", server.url)
+    tokens = int(printed[0].split()[0])
+    assert tokens > 63 and " -> " in "".join(printed)

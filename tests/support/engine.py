@@ -88,11 +88,15 @@ class Engines:
 
 
 class Ask(NamedTuple):
-    """One request; options are those of ``SamplingParams``, lora a ``LoRARequest``."""
+    """One request; options are those of ``SamplingParams``, lora a ``LoRARequest``.
+
+    media: further fields of the prompt, such as ``multi_modal_data``.
+    """
 
     prompt: list[int]
     options: dict
     lora: object
+    media: dict = {}
 
 
 def draw_prompts(seed=1):
@@ -103,8 +107,9 @@ def draw_prompts(seed=1):
     return lambda tokens: torch.randint(3, 500, (tokens,), generator=generator).tolist()
 
 
-def ask(prompt, *, ignore_eos=True, lora=None, **options):
-    return Ask(list(prompt), dict(options, ignore_eos=ignore_eos, detokenize=False), lora)
+def ask(prompt, *, ignore_eos=True, lora=None, media=None, **options):
+    options = dict(options, ignore_eos=ignore_eos, detokenize=False)
+    return Ask(list(prompt), options, lora, media or {})
 
 
 def serve(llm, asks, between=None, *, rest=True):
@@ -119,7 +124,7 @@ def serve(llm, asks, between=None, *, rest=True):
     core = llm.llm_engine
     for i, one in enumerate(asks):
         core.add_request(
-            str(i), {"prompt_token_ids": one.prompt}, SamplingParams(**one.options),
+            str(i), {"prompt_token_ids": one.prompt} | one.media, SamplingParams(**one.options),
             lora_request=one.lora,
         )
     outputs, step = {}, 0

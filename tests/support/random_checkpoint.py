@@ -44,13 +44,15 @@ GENERATION = dict(
 )
 
 
-def build(folder: Path, *, seed: int = 0, canvas: int = 32, **overrides) -> Path:
+def build(
+    folder: Path, *, seed: int = 0, canvas: int = 32, vision: dict = VISION, **overrides
+) -> Path:
     """Write a checkpoint in fp32 to ``folder`` and return it.
     """
     from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
     config = DiffusionGemmaConfig(
-        text_config=text_config(**overrides), vision_config=VISION, canvas_length=canvas,
+        text_config=text_config(**overrides), vision_config=vision, canvas_length=canvas,
         image_token_id=10, boi_token_id=11, eoi_token_id=12, tie_word_embeddings=True,
     )
     config.dtype = torch.float32

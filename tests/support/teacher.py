@@ -18,10 +18,11 @@ class Lesson:
     logits: list[list[torch.Tensor]] = field(default_factory=list)
 
 
-def lesson(model, prompt, *, canvases=3, steps=4, seed=0, start=0, edit=None):
+def lesson(model, prompt, *, canvases=3, steps=4, seed=0, start=0, edit=None, pictures=None):
     """Run transformers' model on random canvases.
 
     start: position of the prompt's first token.  edit: may change the texts to commit in place.
+    pictures: ``pixel_values`` and ``image_position_ids`` of the images in the prompt.
     """
     from transformers import DynamicCache
 
@@ -42,12 +43,16 @@ def lesson(model, prompt, *, canvases=3, steps=4, seed=0, start=0, edit=None):
         for k in range(canvases):
             count = pending.shape[1]
             where = torch.arange(position, position + count)[None]
+            shown = pictures if k == 0 and pictures else {}
+            kinds = (pending == model.config.image_token_id).long() if shown else None
             masks = model.model.encoder.create_masks_for_generate(
                 config=model.config, inputs_embeds=torch.empty(1, count, 0),
                 attention_mask=None, past_key_values=cache, position_ids=where,
+                mm_token_type_ids=kinds,
             )
             model.model.encoder(
-                input_ids=pending, attention_mask=masks, position_ids=where, past_key_values=cache
+                input_ids=pending, attention_mask=masks, position_ids=where, past_key_values=cache,
+                **shown,
             )
             position += count
             here = torch.arange(position, position + length)[None]

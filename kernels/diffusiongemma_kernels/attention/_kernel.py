@@ -28,6 +28,7 @@ def attend(
     seq_lens_ptr,  # [N]
     block_table_ptr,  # [N / PARTS, max_blocks]
     canvas_ptr,  # [N]
+    images_ptr,  # [T, 2] i32, unused unless IMAGES
     N,
     T,
     logit_scale,  # scale * k_scale * log2(e)
@@ -44,6 +45,7 @@ def attend(
     stride_vh,
     stride_table,
     WINDOW: tl.constexpr,
+    IMAGES: tl.constexpr,
     HQ: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
@@ -89,6 +91,14 @@ def attend(
         key_low = tl.maximum(tl.where(canvas, prefix, prefix + first_query) - (WINDOW - 1), 0)
     else:
         low = tl.zeros_like(low)
+    if IMAGES:
+        # An image's row sees it whole: what it sees stays one range.
+        first = tl.load(images_ptr + token * 2, mask=live, other=2147483647)
+        behind = tl.load(images_ptr + token * 2 + 1, mask=live, other=0)
+        low = tl.minimum(low, first)
+        high = tl.maximum(high, behind)
+        key_low = tl.minimum(key_low, tl.min(first, 0))
+        key_high = tl.maximum(key_high, tl.max(behind, 0))
 
     first_tile = key_low // BLOCK_N
     last_tile = tl.cdiv(key_high, BLOCK_N)

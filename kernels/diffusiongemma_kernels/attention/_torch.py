@@ -16,8 +16,14 @@ def paged_attention(
         if query_len > 0 and seq_len > 0:
             rows = slice(starts[i], starts[i + 1])
             low = max(seq_len - query_len - (window - 1), 0) if window else 0
+            images = None if batch.images is None else batch.images[rows]
+            if images is not None:
+                low = min(low, int(images[:, 0].min()))
             keys, values = _gather(kv, batch.block_table[i // batch.parts], low, seq_len, q.dtype)
             mask = None if canvas else _causal_mask(query_len, seq_len, low, window, q.device)
+            if mask is not None and images is not None:
+                key = torch.arange(low, seq_len, device=q.device)[None, :]
+                mask |= (key >= images[:, :1]) & (key < images[:, 1:])
             out[rows] = _attend(q[rows], keys, values, mask, scale * kv.k_scale)
             if kv.v_scale != 1.0:
                 out[rows] *= kv.v_scale

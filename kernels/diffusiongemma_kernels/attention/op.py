@@ -19,6 +19,7 @@ def paged_attention(
     With L = seq_len - query_len, the row at position p = L, L + 1, ... of a request sees
         causal:  j <= p        and  (window == 0 or j > p - window)
         canvas:  j < seq_len   and  (window == 0 or j > L - window)
+    and, where the row belongs to an image, all of that image's positions too, however far.
     q, out [T, Hq, D]; the step's own keys and values are already in the cache.  Rows from
     query_start_loc[N] on and requests without queries or keys leave `out` as it is.
     """
@@ -55,7 +56,7 @@ def paged_attention_triton(
     assert kv.key.dtype != FP8 or gpu.capability >= (8, 9), "an fp8 cache needs sm_89 or newer"
 
     keys = batch.max_seq_len
-    if window:
+    if window and batch.images is None:
         keys = min(keys, window - 1 + batch.max_query_len)
     shape = _config.Shape(T, N, HKV, HQ // HKV, D, q.element_size(), batch.max_query_len, keys)
     cfg = config or _config.choose(shape, gpu.capability, gpu.processors)
@@ -80,6 +81,7 @@ def paged_attention_triton(
         batch.seq_lens,
         batch.block_table,
         batch.canvas.view(torch.uint8) if batch.canvas.dtype == torch.bool else batch.canvas,
+        batch.query_start_loc if batch.images is None else batch.images,
         N,
         T,
         scale * kv.k_scale * math.log2(math.e),
@@ -90,6 +92,7 @@ def paged_attention_triton(
         *kv.value.stride()[:3],
         batch.block_table.stride(0),
         WINDOW=window,
+        IMAGES=batch.images is not None,
         HQ=HQ,
         GROUP=shape.group,
         D=D,

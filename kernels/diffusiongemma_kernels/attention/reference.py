@@ -19,6 +19,9 @@ def paged_attention(
             anchor = first if batch.canvas[i] else p
             high = seq_len if batch.canvas[i] else p + 1
             low = max(anchor - window + 1, 0) if window else 0
+            if batch.images is not None:
+                begin, end = batch.images[t].tolist()
+                low, high = min(low, begin), max(high, end)
             j = torch.arange(low, high, device=q.device)
             pages = batch.block_table[i // batch.parts, j // page].long()
             k = kv.key[pages, j % page].float() * kv.k_scale  # [keys, Hkv, D]
