@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -94,6 +96,28 @@ def check_structured(params: Any) -> None:
             "the two",
             parameter=found[0],
         )
+
+
+def validate_structured(params: Any, config: Any, validate: Callable[[Any], None]) -> None:
+    """Check a constraint, and choose its back end where the server leaves that open ("auto").
+
+    JSON goes to guidance, which enforces a schema or refuses it: xgrammar leaves keywords out.
+
+    validate: vLLM's own check, given vLLM's ``StructuredOutputsConfig``.
+    """
+    check_structured(params)
+    asked = params.structured_outputs
+    schema = asked.json is not None or asked.json_object is not None
+    if config is None or config.backend != "auto" or not (schema or asked.regex or asked.choice):
+        return validate(config)
+    try:
+        validate(replace(config, backend="guidance"))
+        asked._backend_was_auto = True
+    except VLLMValidationError:
+        if schema:
+            raise
+        asked._backend = None
+        validate(config)
 
 
 def check_tokens(params: Any) -> None:

@@ -19,11 +19,11 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from diffusiongemma_vllm.denoise.edits import Known
 from diffusiongemma_vllm.markers import marker_tokens
+from diffusiongemma_vllm.runner.back_ends import WORD, forced_text
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.grammars import Grammars
 
 THOUGHT_FIRST = "_thought_first"  # in extra_args, from the scheduler to the sampler
-WORD = 32  # bits of a mask's words
 LONGEST_LEAD = 1024  # forced tokens that are worked out ahead
 
 
@@ -158,16 +158,11 @@ class GrammarConstraint:
 
     def _forced_text(self) -> list[int]:
         """The tokens of what must follow.  The last is left open: it may be the start of a longer
-        one.  xgrammar alone tells.
+        one.
         """
-        matcher = getattr(self.grammar, "matcher", None)
-        try:
-            text = matcher.find_jump_forward_string() if matcher is not None else ""
-        except UnicodeDecodeError:  # in the middle of a character
-            return []
+        text = forced_text(self.grammar)
         tokens = self.tokenize(text)[:-1] if len(text) > 1 else []
-        valid = self.grammar.validate_tokens(tokens) if tokens else []
-        return valid
+        return self.grammar.validate_tokens(tokens) if tokens else []
 
     def _forced_token(self) -> list[int]:
         words = self._fill()

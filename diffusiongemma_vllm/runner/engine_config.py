@@ -16,6 +16,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.model.weights import PACKED
 from diffusiongemma_vllm.runner.adapters import adaptable, layer_of
+from diffusiongemma_vllm.runner.back_ends import ENFORCING
 from diffusiongemma_vllm.runner.rules import server_rules
 
 logger = init_logger("vllm.diffusiongemma")
@@ -82,7 +83,7 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
         "runner": model.runner_type != "generate"
         and "the model only generates text; drop --runner and --convert",
     }
-    for option, reason in reasons.items():
+    for option, reason in (reasons | _back_ends(vllm_config.structured_outputs_config)).items():
         if reason:
             raise ValueError(f"DiffusionGemma cannot be served with {option}: {reason}")
     if compat.rust_frontend():
@@ -90,6 +91,19 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
             "VLLM_USE_RUST_FRONTEND bypasses the plugin's request checks and parsers; unset it to "
             "serve DiffusionGemma"
         )
+
+
+def _back_ends(config: Any) -> dict[str, str]:
+    """Those for structured outputs that would let invalid text through, or do not load."""
+    name = config.backend
+    if name in ("auto", *ENFORCING):
+        return {}
+    why = {
+        "outlines": "leaves numbers' bounds and more of a schema out, so text would not be valid",
+        "lm-format-enforcer": "does not load with vLLM 0.32",
+    }
+    return {f"structured_outputs_config.backend {name}":
+            f"it {why[name]}; use auto, {' or '.join(ENFORCING)}"}
 
 
 def _installed_processors() -> list[str]:
