@@ -102,12 +102,15 @@ def validate_structured(params: Any, config: Any, validate: Callable[[Any], None
     """Check a constraint, and choose its back end where the server leaves that open ("auto").
 
     JSON goes to guidance, which enforces a schema or refuses it: xgrammar leaves keywords out.
+    Structural tags, and with them forced calls, go to xgrammar, which alone reads all of them.
 
     validate: vLLM's own check, given vLLM's ``StructuredOutputsConfig``.
     """
     check_structured(params)
     asked = params.structured_outputs
     schema = asked.json is not None or asked.json_object is not None
+    if config is not None and config.backend == "guidance" and asked.structural_tag is not None:
+        return validate(replace(config, backend="xgrammar"))
     if config is None or config.backend != "auto" or not (schema or asked.regex or asked.choice):
         return validate(config)
     try:

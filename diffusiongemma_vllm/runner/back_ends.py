@@ -28,8 +28,8 @@ COMMA, COLON = ", ", ": "
 WORD = 32  # bits of a mask's words
 NO_TEXT = "<0xFF>"  # a byte that UTF-8 does not use: named by its id in a grammar, never by text
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token for a byte that has no other
-# A JSON string of bounded length, as xgrammar 0.2.8 has it: with raw control characters and halves of
-# characters beyond 16 bits, neither of which JSON in UTF-8 knows.
+# A JSON string of bounded length as xgrammar 0.2.8 has it, and without what JSON in UTF-8 does not
+# know: raw control characters, and halves of characters beyond 16 bits.
 LOOSE, STRICT = r"[^\"\\\r\n]", r"[^\0-\x1f\ud800-\udfff\"\\\r\n]"
 
 
@@ -109,11 +109,8 @@ class SpacedGuidance(GuidanceBackend):
 
 def spaced(schema: str) -> str:
     """A JSON schema that tells guidance how to space."""
-    read = json.loads(schema)
-    if not isinstance(read, dict):  # true or false
-        return schema
     spacing = {"whitespace_flexible": False, "item_separator": COMMA, "key_separator": COLON}
-    return json.dumps({"x-guidance": spacing} | read)
+    return json.dumps({"x-guidance": spacing} | json.loads(schema))
 
 
 class TextGrammar(StructuredOutputGrammar):

@@ -1,7 +1,7 @@
 """A hundred constraints, each with a prompt: 300 requests at three temperatures.
 
-Those of `SUITE` have the form of JSON-Schema-Test-Suite (draft 2020-12): a schema with a text that is
-valid and one that is not, filed under the suite's file for the keyword. They are our own.
+Those of `SUITE` have the form of JSON-Schema-Test-Suite (draft 2020-12): a schema with a value that
+is valid and one that is not, filed under the suite's file for the keyword. They are our own.
 """
 
 from typing import Any, NamedTuple
@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 TEMPERATURES = (0.0, 0.7, 1.5)
 PERSON = "Write a JSON object: name is nina, color is grey, age is 55."
 CITY = "Write a JSON object: city is paris, food is rice."
-SUM, WORDS, COUNT = "What is 27 + 38?", "Reverse these words: boat lamp salt", "Count from 10 to 25."
-PROMPTS = (PERSON, CITY, SUM, WORDS, COUNT)
+PROMPTS = (
+    PERSON, CITY, "What is 27 + 38?", "Reverse these words: boat lamp salt", "Count from 10 to 25."
+)
 
 
 class Case(NamedTuple):
@@ -80,12 +81,11 @@ NESTED = [
     (obj(("note",), id=whole(1, 999), note=short(20), tags=arr(short(6), 0, 3)), True),
     (obj(order=obj(items=arr(obj(sku=WORD, count=whole(1, 9)), 1, 2), paid=BOOL)), True),
     (obj(matrix=arr(arr(INT, 2, 2), 2, 2)), False),
-    (obj(left=obj(value=NUM), right=obj(value=NUM)), False),
 ]
 ARRAYS = [
     (arr(whole(0, 99), 3, 3), True), (arr(COLOR, 1, 4), True), (arr(BOOL, 2, 5), True),
     (arr(short(5), 0, 3), True), (arr(arr(BOOL, 1, 2), 1, 2), True),
-    ({"type": "array", "items": INT}, False), ({"type": "array", "items": TEXT}, False),
+    ({"type": "array", "items": INT}, False),
     ({"type": "array", "prefixItems": [WORD, whole(0, 9)], "items": False, "minItems": 2}, True),
     (arr({"anyOf": [WORD, whole(0, 9)]}, 2, 3), True),
 ]
@@ -99,20 +99,20 @@ ENUMS = [
 NUMBERS = [
     (INT, False), (NUM, False), (whole(-5, 5), True), (whole(100, 250), True),
     ({"type": "integer", "exclusiveMinimum": 7, "exclusiveMaximum": 10}, True),
-    ({"type": "integer", "minimum": 1000}, False),
     ({"type": "number", "minimum": 0, "maximum": 1}, False),
-    ({"type": "number", "minimum": -1.5, "maximum": 2.5}, False),
     (obj(low=whole(0, 9), high=whole(90, 99), off=whole(-99, -90)), True),
     ({"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 95}, True),
 ]
 STRINGS = [
     (TEXT, False), (short(10), True), ({"type": "string", "minLength": 3, "maxLength": 6}, True),
-    ({"type": "string", "minLength": 12, "maxLength": 30}, True), (WORD, True),
+    (WORD, True),
     ({"type": "string", "pattern": "^[A-Z]{2}-[0-9]{4}$"}, True),
     ({"type": "string", "pattern": "^(yes|no|maybe)$"}, True),
     (obj(key={"type": "string", "pattern": "^k[0-9]{1,3}$"}, text=short(15)), True),
 ]
-FORMATS = ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+FORMATS = """
+date time date-time duration email hostname ipv4 ipv6 uuid uri
+""".split()
 SHORT_FORMATS = ("date", "ipv4", "uuid")
 UNIONS = [
     ({"type": ["integer", "null", "boolean"]}, False), ({"anyOf": [WHO, {"type": "null"}]}, True),
@@ -139,6 +139,7 @@ UNICODE = [
     obj(**{"ключ": {"enum": ["да", "нет"]}}), obj(**{"👍🏽": whole(0, 9)}),
     obj(**{'quo"te': BOOL, "back\\slash": BOOL, "tab\t": BOOL}),
 ]
+UNBOUNDED = ("additionalProperties", "patternProperties", "minProperties")
 # (file of the suite, schema, valid, invalid)
 SUITE = [
     ("required", obj(foo=BOOL, bar=BOOL), {"foo": True, "bar": False}, {"foo": True}),
@@ -150,17 +151,22 @@ SUITE = [
      {"type": "object", "patternProperties": {"^f[0-9]$": whole(0, 9)},
       "additionalProperties": False, "minProperties": 1, "maxProperties": 2},
      {"f1": 3}, {"f1": "x"}),
-    ("propertyNames",
-     {"type": "object", "propertyNames": {"pattern": "^[a-c]$"}, "maxProperties": 2,
-      "additionalProperties": BOOL}, {"a": True}, {"d": True}),
     ("minProperties", {"type": "object", "additionalProperties": whole(0, 9), "minProperties": 1,
                        "maxProperties": 2}, {"a": 1}, {}),
     ("items", arr({"type": "null"}, 1, 3), [None], [1]),
     ("prefixItems", {"type": "array", "prefixItems": [BOOL, whole(0, 9)], "minItems": 2,
                      "maxItems": 2}, [True, 1], [1, True]),
+    ("allOf", {"allOf": [obj(a=BOOL, b=BOOL), {"properties": {"b": {"const": True}}}]},
+     {"a": True, "b": True}, {"a": True, "b": False}),
+    ("anyOf", {"type": "integer", "anyOf": [whole(90, 99), whole(0, 9)]}, 7, 30),
+    ("ref", {"$ref": "#/$defs/a", "maximum": 3, "$defs": {"a": whole(0, 9)}}, 2, 5),
+    ("anchor", {"$ref": "#small", "$defs": {"a": {"$anchor": "small"} | whole(0, 9)}}, 1, 10),
+    ("type", {"type": "string", "enum": ["a", 1, "b"]}, "a", 1),
+    ("minLength", {"minLength": 2, "type": ["string", "boolean"], "maxLength": 4}, "foo", "f"),
+    ("multipleOf", {"type": "integer", "multipleOf": 7, "minimum": 1, "maximum": 70}, 14, 15),
 ]
 REGEXES = [
-    "[0-9]{3}-[0-9]{4}", "(ab|cd){2,4}", "[A-Za-z]{1,12}", "[^a-z]{4}", "#[0-9a-f]{6}", "é+ü",
+    "[0-9]{3}-[0-9]{4}", "[A-Za-z]{1,12}", "[^a-z]{4}", "#[0-9a-f]{6}", "é+ü",
     "(19|20)[0-9]{2}",
 ]
 CHOICES = [["yes", "no"], ["red", "green", "blue"], ["a", "ab", "abc"], ["日本", "中国", "<eos>"]]
@@ -187,7 +193,7 @@ def cases() -> list[Case]:
                             for name in FORMATS]))
     add("recursion", schemas([(schema, False) for schema in RECURSION]))
     add("unicode", schemas([(schema, True) for schema in UNICODE]))
-    add("suite", schemas([(schema, file == "items") for file, schema, _, _ in SUITE]),
+    add("suite", schemas([(schema, file not in UNBOUNDED) for file, schema, _, _ in SUITE]),
         [(file, valid, invalid) for file, _, valid, invalid in SUITE])
     add("regex", [({"regex": pattern}, pattern != "é+ü") for pattern in REGEXES])
     add("choice", [({"choice": options}, True) for options in CHOICES])

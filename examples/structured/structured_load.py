@@ -1,7 +1,7 @@
 """300 structured outputs, each judged by `jsonschema`, `re` or its choices.
 
-    python examples/structured/load.py               # the miniature, or --model DIR
-    python examples/structured/load.py --random      # random weights, bounded constraints alone
+    python examples/structured/structured_load.py           # the miniature, or --model DIR
+    python examples/structured/structured_load.py --random  # random weights, bounded constraints
 
 Prints what is not valid, a JSON line for every group and one for all: how many ended, how many of
 those are valid, forwards an answer with the constraint and without it, and tokens a forward.
@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from cases import TEMPERATURES, Case, cases
+from constraints import TEMPERATURES, Case, cases
 from jsonschema import Draft202012Validator, FormatChecker
 from random_weights import randomised
 
