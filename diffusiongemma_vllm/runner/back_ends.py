@@ -25,6 +25,9 @@ from diffusiongemma_vllm.markers import marker_tokens
 
 ENFORCING = ("xgrammar", "guidance")  # the others leave parts of a schema out in silence
 COMMA, COLON = ", ", ": "
+SPACING = {"whitespace_flexible": False, "item_separator": COMMA, "key_separator": COLON}
+ASCII = {"d": "[0-9]", "D": "[^0-9]", "w": "[0-9A-Za-z_]", "W": "[^0-9A-Za-z_]"}
+DATA = ("const", "enum", "default", "examples")  # of a schema, and no schemas themselves
 WORD = 32  # bits of a mask's words
 NO_TEXT = "<0xFF>"  # a byte that UTF-8 does not use: named by its id in a grammar, never by text
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a token for a byte that has no other
@@ -97,8 +100,12 @@ class SpacedGuidance(GuidanceBackend):
     ) -> StructuredOutputGrammar:
         if request_type == StructuredOutputOptions.JSON_OBJECT:
             request_type, grammar_spec = StructuredOutputOptions.JSON, '{"type": "object"}'
-        if request_type == StructuredOutputOptions.JSON and not self.disable_any_whitespace:
-            grammar_spec = spaced(grammar_spec)
+        if request_type == StructuredOutputOptions.REGEX:
+            grammar_spec = ascii_classes(grammar_spec)
+        elif request_type == StructuredOutputOptions.JSON:
+            schema = with_ascii_classes(json.loads(grammar_spec))
+            spacing = {} if self.disable_any_whitespace else {"x-guidance": SPACING}
+            grammar_spec = json.dumps(spacing | schema)
         grammar = super().compile_grammar(request_type, grammar_spec, stop_token_ids)
         eos = int(self.tokenizer.eos_token_id)
         return TextGrammar(
@@ -107,10 +114,23 @@ class SpacedGuidance(GuidanceBackend):
         )
 
 
-def spaced(schema: str) -> str:
-    """A JSON schema that tells guidance how to space."""
-    spacing = {"whitespace_flexible": False, "item_separator": COMMA, "key_separator": COLON}
-    return json.dumps({"x-guidance": spacing} | json.loads(schema))
+def ascii_classes(pattern: str) -> str:
+    r"""A regex whose \d and \w are ASCII, as JSON Schema's (ECMA 262) and xgrammar's are."""
+    return re.sub(r"\\(.)", lambda found: ASCII.get(found[1], found[0]), pattern, flags=re.DOTALL)
+
+
+def with_ascii_classes(schema: Any) -> Any:
+    """A JSON schema with such patterns."""
+    if isinstance(schema, list):
+        return [with_ascii_classes(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    read = {key: part if key in DATA else with_ascii_classes(part) for key, part in schema.items()}
+    if isinstance(pattern := read.get("pattern"), str):
+        read["pattern"] = ascii_classes(pattern)
+    if isinstance(named := read.get("patternProperties"), dict):
+        read["patternProperties"] = {ascii_classes(key): part for key, part in named.items()}
+    return read
 
 
 class TextGrammar(StructuredOutputGrammar):

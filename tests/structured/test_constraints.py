@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -178,13 +179,17 @@ def test_a_structural_tag_holds_json(make, tokenizer, backend):
         assert len(json.loads(text[4:-4])) <= 4
 
 
-@pytest.mark.parametrize("regex", ["^[0-9]{3}$", r"\d+-\w+", "[^a-z]{4}", ".{2}"])
-def test_a_regex_matches_characters(make, tokenizer, regex):
-    import re
+REGEXES = ["^[0-9]{3}$", r"\d{1,3}-[\w.]{2,9}", r"\\d[^\d]\W", "[^a-z]{4}", ".{2}"]
 
+
+@pytest.mark.parametrize("regex", REGEXES)
+def test_a_regex_matches_characters(make, tokenizer, regex):
     rng = random.Random(3)
     for _ in range(10):
-        assert re.fullmatch(regex, wander(make("auto", regex=regex), tokenizer, rng))
+        assert re.fullmatch(regex, wander(make("auto", regex=regex), tokenizer, rng), re.ASCII)
+        schema = {"type": "string", "pattern": f"^{regex.strip('^$')}$"}
+        text = json.loads(wander(make("auto", json=schema), tokenizer, rng))
+        assert re.fullmatch(regex, text, re.ASCII)
 
 
 def test_what_guidance_cannot_read_of_a_regex_xgrammar_may(make, tokenizer):
