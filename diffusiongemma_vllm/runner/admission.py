@@ -16,7 +16,8 @@ from diffusiongemma_vllm.runner.rules import server_rules
 
 CAUSAL = (
     "the model writes a canvas at a time and was never trained to predict the next token of a "
-    "prompt; ask for logprobs of the output instead"
+    "prompt; ask for logprobs of the output instead, without echo, which asks for both (in a chat "
+    "always)"
 )
 WRITES = (
     "diffusion_template", "diffusion_pinned", "diffusion_seed_canvas", "diffusion_constrained",

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from diffusiongemma_vllm.compat import ours, patch
-from diffusiongemma_vllm.runner import early
+from diffusiongemma_vllm.runner import early, fields
 from diffusiongemma_vllm.runner.report import KEY
 
 _REPORT: ContextVar[dict[str, Any] | None] = ContextVar("report", default=None)
@@ -29,6 +29,7 @@ def install() -> None:
         answer_completions()
         early.refuse_beam_streams()
         early.check_responses()
+        fields.install()
 
 
 def mark_outputs() -> None:

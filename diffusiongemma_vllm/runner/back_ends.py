@@ -38,11 +38,11 @@ LOOSE, STRICT = r"[^\"\\\r\n]", r"[^\0-\x1f\ud800-\udfff\"\\\r\n]"
 
 def xgrammar_back_end(vllm_config: Any, tokenizer: Any, vocab_size: int) -> XgrammarBackend:
     back_end = XgrammarBackend(vllm_config, tokenizer, vocab_size)
-    back_end.compiler = StrictCompiler(_compiler(tokenizer, vocab_size))
+    back_end.compiler = StrictCompiler(compiler(tokenizer, vocab_size))
     return back_end
 
 
-def _compiler(tokenizer: Any, vocab_size: int) -> Any:
+def compiler(tokenizer: Any, vocab_size: int) -> Any:
     """xgrammar's, without the markers."""
     import xgrammar
 
