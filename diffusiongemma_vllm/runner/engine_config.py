@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from typing import Any
 
 from vllm import envs
@@ -63,10 +62,6 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
     reasons = {
         "speculative_config": vllm_config.speculative_config is not None
         and "a canvas is drafted and checked by the model itself; drop --speculative-config",
-        "logits_processors": bool(model.logits_processors or _installed_processors())
-        and "custom logits processors are not called for a canvas, whose tokens are all drawn at "
-        "once; drop --logits-processors, and uninstall packages that register any "
-        f"(found: {', '.join(_installed_processors()) or 'none'})",
         "VLLM_COMPUTE_NANS_IN_LOGITS": envs.VLLM_COMPUTE_NANS_IN_LOGITS
         and "logits are projected in parts that are not kept; unset it and "
         "VLLM_RAISE_ON_LOGIT_NANS",
@@ -104,11 +99,6 @@ def _back_ends(config: Any) -> dict[str, str]:
     }
     return {f"structured_outputs_config.backend {name}":
             f"it {why[name]}; use auto, {' or '.join(ENFORCING)}"}
-
-
-def _installed_processors() -> list[str]:
-    """vLLM's V2 runner loads logits processors that packages register, asked for or not."""
-    return [entry.name for entry in entry_points(group="vllm.logits_processors")]
 
 
 def _canvas(vllm_config: Any) -> int:

@@ -17,6 +17,7 @@ from diffusiongemma_vllm.model.lora import use_tiles
 from diffusiongemma_vllm.runner import cpu_batch
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
+from diffusiongemma_vllm.runner.processors import custom
 from diffusiongemma_vllm.runner.rules import server_rules
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
 from diffusiongemma_vllm.state import SlotState
@@ -54,6 +55,7 @@ class DiffusionGemmaModelState(ModelState):
             self.config, self.slots, self.model, sampler.req_states, marks=marks,
             constrain=Constraints(self.vllm_config, marks),
             logprobs=self.model_config.logprobs_mode == "raw_logprobs",
+            processors=custom(sampler.logits_processors),
         )
         return ours, None
 

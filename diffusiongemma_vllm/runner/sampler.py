@@ -31,6 +31,7 @@ from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.request import RequestOptions, request_options
 from diffusiongemma_vllm.runner.constraint import GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
+from diffusiongemma_vllm.runner.processors import Processors
 from diffusiongemma_vllm.runner.scores import gather
 from diffusiongemma_vllm.runner.special import Special, special_of
 from diffusiongemma_vllm.state import (
@@ -58,10 +59,12 @@ class DiffusionSampler:
         self, config: DenoiseConfig, state: SlotState, model: Any, req_states: RequestState,
         *, marks: ThoughtMarks | None = None, logprobs: bool = True,
         constrain: Callable[[Any], GrammarConstraint | None] = lambda params: None,
+        processors: Processors | None = None,
     ) -> None:
         """marks: how thoughts are closed.  logprobs: tell log-probabilities, else logits.
 
-        constrain: makes the constraint that a request's parameters ask for.
+        constrain: makes the constraint that a request's parameters ask for.  processors: the
+        server's own.
         """
         self.config = config
         self.state = state
@@ -70,6 +73,7 @@ class DiffusionSampler:
         self.marks = marks
         self.logprobs = logprobs
         self.constrain = constrain
+        self.processors = processors or Processors(())
         self.softcap = float(model.text_config.final_logit_softcapping)
         self.special: dict[int, Special] = {}
         self.penalties_state = SimpleNamespace(output_bin_counts=None)  # read by the runner
@@ -80,14 +84,15 @@ class DiffusionSampler:
         self.state.add(slot, options, asked.rules)
         special = special_of(
             options, asked, self.constrain(params), self.marks, self.config.canvas_length,
-            self.state.phase.device,
+            self.state.phase.device, self.processors.add_request(slot, params),
         )
         self.special.pop(slot, None)
         if special.any:
             self.special[slot] = special
 
     def apply_staged_writes(self) -> None:
-        """Nothing is staged: ``add_request`` writes its slot."""
+        """Only users' processors stage any: ``add_request`` writes its slot."""
+        self.processors.apply_staged_writes()
 
     def __call__(self, hidden: Tensor, batch: InputBatch) -> SamplerOutput:
         """hidden: [R, H], the rows of all canvases in the batch, request after request."""

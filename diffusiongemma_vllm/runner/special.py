@@ -47,9 +47,9 @@ class Special:
 
 def special_of(
     options: RequestOptions, asked: CanvasOptions, constraint: GrammarConstraint | None,
-    marks: ThoughtMarks | None, length: int, device: torch.device,
+    marks: ThoughtMarks | None, length: int, device: torch.device, last: Edit | None = None,
 ) -> Special:
-    """length: of the server's canvas, which ``start`` is padded to."""
+    """length: of the server's canvas, which ``start`` is padded to.  last: after other edits."""
 
     def tokens(ids: tuple[int, ...]) -> Tensor | None:
         return torch.tensor(ids, device=device) if ids else None
@@ -58,7 +58,7 @@ def special_of(
         options = replace(options, only=options.score_ids)
     template = tokens(asked.template)
     pin = None if template is None else Pin(template)
-    own = build(options, device, marks)
+    own = build(options, device, marks, last)
     start = tokens(asked.seed_canvas)
     if start is not None:
         start = pad(start, (0, length - len(start)))
