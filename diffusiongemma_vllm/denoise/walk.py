@@ -60,6 +60,29 @@ class Walk:
         return text
 
 
+@dataclass(frozen=True)
+class Patience:
+    """Steps for a canvas behind others that a constraint left little text of, which was not worth
+    their steps: half as many for every such canvas in a row.
+
+    text: tokens that are more than little.  least: steps that any canvas gets.
+    """
+
+    text: int
+    least: int
+
+    def __call__(self, most: int, shorts: int) -> int:
+        """most: steps of a canvas.  shorts: canvases in a row with little text."""
+        return max(min(most, self.least), most >> min(shorts, 16))
+
+    def count(self, shorts: int, tokens: int) -> int:
+        """``shorts`` behind one more canvas, which gave so many tokens."""
+        return shorts + 1 if tokens < self.text else 0
+
+
+PATIENCE = Patience(text=4, least=2)
+
+
 def _best(log_probs: Tensor, allowed: Tensor) -> int:
     """The likeliest allowed token, even of those that cannot be."""
     choice = allowed.to(log_probs.device)

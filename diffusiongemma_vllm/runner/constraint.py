@@ -23,7 +23,9 @@ from diffusiongemma_vllm.runner.back_ends import WORD, forced_text
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.grammars import Grammars
 
-THOUGHT_FIRST = "_thought_first"  # in extra_args, from the scheduler to the sampler
+# In extra_args, from the scheduler to the sampler:
+THOUGHT_FIRST = "_thought_first"
+SHORTS = "_shorts"  # see the attribute, of a request that comes back after a preemption
 LONGEST_LEAD = 1024  # forced tokens that are worked out ahead
 
 
@@ -37,8 +39,8 @@ class Stage(Enum):
 class GrammarConstraint:
     """See the module; ``Constraint`` of denoise.walk.
 
-    lead: tokens that come next because nothing
-    else may, already accepted by the grammar.
+    lead: tokens that come next because nothing else may, already accepted by the grammar.
+    shorts: canvases in a row that it left little text of; the sampler counts them.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class GrammarConstraint:
         self.stage = Stage.GRAMMAR if marks is None else Stage.MAYBE_THOUGHT
         self.started = False
         self.lead: list[int] = []
+        self.shorts = 0
         self._bits = torch.full((1, -(-self.vocab // WORD)), -1, dtype=torch.int32)
         self._known: Known | None = None
 

@@ -25,11 +25,11 @@ from diffusiongemma_vllm.denoise.schedule import LinearSchedule
 from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.soft_embed import soft_embed
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
-from diffusiongemma_vllm.denoise.walk import Walk
+from diffusiongemma_vllm.denoise.walk import PATIENCE, Walk
 from diffusiongemma_vllm.knobs import canvas_options
 from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.request import RequestOptions, request_options
-from diffusiongemma_vllm.runner.constraint import GrammarConstraint
+from diffusiongemma_vllm.runner.constraint import SHORTS, GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.processors import Processors
 from diffusiongemma_vllm.runner.scores import gather
@@ -44,7 +44,6 @@ from diffusiongemma_vllm.state import (
 )
 
 WALK = Walk(threshold=0.1)
-SHORT_TEXT, SHORT_STEPS = 4, 8  # tokens that a constraint left of a canvas, steps for the next
 TILE_CANVASES = 4  # canvases whose [rows, vocabulary] logits are in memory at a time
 
 
@@ -86,6 +85,10 @@ class DiffusionSampler:
             options, asked, self.constrain(params), self.marks, self.config.canvas_length,
             self.state.phase.device, self.processors.add_request(slot, params),
         )
+        if special.constraint is not None:
+            special.constraint.shorts = int((params.extra_args or {}).get(SHORTS, 0))
+            steps = PATIENCE(asked.rules.last_step, special.constraint.shorts)
+            self.state.knobs.last_step[slot] = steps
         self.special.pop(slot, None)
         if special.any:
             self.special[slot] = special
@@ -196,9 +199,8 @@ class DiffusionSampler:
             text = WALK(constraint, logits, width)
             best[i, : len(text)] = torch.tensor(text, device=best.device)
             lengths[i] = len(text)
-            # A canvas that the constraint left little of is not worth as many steps again.
-            most = special.rules.last_step
-            steps = min(most, SHORT_STEPS) if len(text) < SHORT_TEXT else most
+            constraint.shorts = PATIENCE.count(constraint.shorts, len(text))
+            steps = PATIENCE(special.rules.last_step, constraint.shorts)
             self.state.knobs.last_step[slot] = steps
         return replace(result, best=best)
 
