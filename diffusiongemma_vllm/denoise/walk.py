@@ -45,12 +45,17 @@ class Walk:
         text: list[int] = []
         for place in range(width):
             allowed = constraint.allowed()
-            fitting = [i for i, token in enumerate(likely[place]) if allowed(token)]
-            share = sum(probs[place][i] for i in fitting)
+            first, share = -1, 0.0
+            for i, candidate in enumerate(likely[place]):
+                if allowed(candidate):
+                    first = i if first < 0 else first
+                    share += probs[place][i]
+                    if share >= self.threshold:
+                        break
             if text and share < self.threshold:
                 break
-            if fitting and share > 0:
-                token = likely[place][fitting[0]]
+            if share > 0:
+                token = likely[place][first]
             else:
                 token = _best(log_probs[place], constraint.allowed_mask(logits.shape[-1]))
             constraint.accept(token)

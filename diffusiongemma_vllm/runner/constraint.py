@@ -19,7 +19,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from diffusiongemma_vllm.denoise.edits import Known
 from diffusiongemma_vllm.markers import marker_tokens
-from diffusiongemma_vllm.runner.back_ends import WORD, forced_text
+from diffusiongemma_vllm.runner.back_ends import WORD, TextGrammar, forced_text
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.grammars import Grammars
 
@@ -79,8 +79,11 @@ class GrammarConstraint:
             return lambda token: token == closes or not markers[token]
         if self.grammar.is_terminated():
             return lambda token: token in self.ends
-        words = self._fill().tolist()
         opens = self.marks.opens if self.marks and self.stage is Stage.MAYBE_THOUGHT else -1
+        grammar = self.grammar
+        if isinstance(grammar, TextGrammar):
+            return lambda token: token == opens or grammar.allows(token)
+        words = self._fill().tolist()
         return lambda token: bool(words[token // WORD] >> (token % WORD) & 1) or token == opens
 
     def allowed_mask(self, vocab: int) -> Tensor:
