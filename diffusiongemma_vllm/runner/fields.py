@@ -6,6 +6,7 @@ looks at it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -17,62 +18,66 @@ TEMPLATE = "diffusion_template"
 
 
 def install() -> None:
-    refuse_documents()
-    refuse_harmony_messages()
-    fill_suffixes()
-
-
-def refuse_documents() -> None:
-    """Documents for a chat template that reads none."""
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-
-    def make(original: Any) -> Any:
-        async def create_chat_completion(self: Any, request: Any, *args: Any, **kw: Any) -> Any:
-            if request.documents and ours(self.model_config):
-                template = self.chat_template or self.renderer.get_tokenizer().chat_template
-                if "documents" not in (request.chat_template or template or ""):
-                    raise VLLMValidationError(
-                        "the chat template reads no documents; put them into a message",
-                        parameter="documents",
-                    )
-            return await original(self, request, *args, **kw)
-
-        return create_chat_completion
-
-    patch(OpenAIServingChat, "create_chat_completion", make)
-
-
-def refuse_harmony_messages() -> None:
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
-    def make(original: Any) -> Any:
-        async def create_responses(self: Any, request: Any, *args: Any, **kw: Any) -> Any:
-            if request.previous_input_messages and ours(self.model_config):
-                raise VLLMValidationError(
-                    "previous_input_messages are in another model's format (harmony); put earlier "
-                    "turns into input",
-                    parameter="previous_input_messages",
-                )
-            return await original(self, request, *args, **kw)
-
-        return create_responses
-
-    patch(OpenAIServingResponses, "create_responses", make)
+    read_first(OpenAIServingChat, "create_chat_completion", chat)
+    read_first(OpenAIServingCompletion, "create_completion", completion)
+    read_first(OpenAIServingResponses, "create_responses", response)
 
 
-def fill_suffixes() -> None:
-    """Completions with a suffix: the text that goes between prompt and suffix."""
-    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+def read_first(owner: Any, name: str, read: Callable[[Any, Any], Any]) -> None:
+    """Have a handler's requests for DiffusionGemma read by ``read(handler, request)``.
+
+    It returns the request to answer, or raises VLLMValidationError (HTTP 400).
+    """
 
     def make(original: Any) -> Any:
-        async def create_completion(self: Any, request: Any, *args: Any, **kw: Any) -> Any:
-            if request.suffix is not None and ours(self.model_config):
-                request = held(request, self.renderer.get_tokenizer())
-            return await original(self, request, *args, **kw)
+        async def handle(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+            if ours(self.model_config):
+                check_priority(request, self.engine_client.vllm_config)
+                request = read(self, request)
+            return await original(self, request, *args, **kwargs)
 
-        return create_completion
+        return handle
 
-    patch(OpenAIServingCompletion, "create_completion", make)
+    patch(owner, name, make)
+
+
+def check_priority(request: Any, vllm_config: Any) -> None:
+    if request.priority and vllm_config.scheduler_config.policy != "priority":
+        raise VLLMValidationError(
+            "requests are served in the order they come, whatever their priority; drop it, or "
+            "serve with --scheduling-policy priority",
+            parameter="priority",
+        )
+
+
+def chat(handler: Any, request: Any) -> Any:
+    """Documents are for a chat template that reads them."""
+    if request.documents:
+        template = handler.chat_template or handler.renderer.get_tokenizer().chat_template
+        if "documents" not in (request.chat_template or template or ""):
+            raise VLLMValidationError(
+                "the chat template reads no documents; put them into a message",
+                parameter="documents",
+            )
+    return request
+
+
+def response(handler: Any, request: Any) -> Any:
+    if request.previous_input_messages:
+        raise VLLMValidationError(
+            "previous_input_messages are in another model's format (harmony); put earlier turns "
+            "into input",
+            parameter="previous_input_messages",
+        )
+    return request
+
+
+def completion(handler: Any, request: Any) -> Any:
+    return request if request.suffix is None else held(request, handler.renderer.get_tokenizer())
 
 
 def held(request: Any, tokenizer: Any) -> Any:

@@ -28,7 +28,7 @@ SCHEMA = {"name": "answer", "schema": YES}
 PATHS = {"c": "/v1/chat/completions", "t": "/v1/completions", "r": "/v1/responses"}
 # Nothing is certain any more: the noise of the seed decides.
 HOT = {"temperature": 2.0, "seed": 1, "ignore_eos": True, "vllm_xargs": {
-    "diffusion_t_min": 50, "diffusion_t_max": 50, "diffusion_max_denoising_steps": 4}}
+    "diffusion_t_min": 50, "diffusion_t_max": 50, "diffusion_max_denoising_steps": 2}}
 SHORT = {"ignore_eos": True, "vllm_xargs": {"diffusion_canvas_length": 24}}  # five canvases
 THINK = {"chat_template_kwargs": {"enable_thinking": True}}
 SPECIAL = {"ignore_eos": True, "skip_special_tokens": False}
@@ -99,13 +99,14 @@ class Reply(NamedTuple):
 class Case(NamedTuple):
     """apis: c(hat), t(ext completions), r(esponses).  asks: options on top of the plain request.
 
-    honoured: called with the plain answer and those to ``asks``.
+    honoured: called with the plain answer, or the one to ``HOT``, and those to ``asks``.
     """
 
     apis: str
     field: str
     asks: tuple[dict, ...]
     honoured: Callable[..., Any]
+    against: str = "plain"
 
 
 class Refused(NamedTuple):
@@ -115,29 +116,14 @@ class Refused(NamedTuple):
     says: str
 
 
-def case(apis: str, field: str, *asks: Any, honoured: Callable[..., Any]) -> Case:
+def case(apis: str, field: str, *asks: Any, honoured: Callable[..., Any], **more: Any) -> Case:
     """An ask that is no dict is the field's value."""
     own = tuple(one if isinstance(one, dict) and field in one else {field: one} for one in asks)
-    return Case(apis, field, own, honoured)
-
-
-def same(apis: str, field: str, value: Any) -> Case:
-    """For fields that say nothing to the model: the answer is the plain one."""
-    return case(apis, field, {field: value}, honoured=lambda plain, got: got.text == plain.text)
-
-
-def echoed(apis: str, field: str, value: Any) -> Case:
-    """Those that an answer repeats."""
-    return case(apis, field, {field: value}, honoured=lambda plain, got: (
-        got.text == plain.text and got.json[field] == value))
+    return Case(apis, field, own, honoured, **more)
 
 
 def differs(plain: Reply, *got: Reply) -> bool:
     return all(one.text != plain.text for one in got)
-
-
-def apart(plain: Reply, one: Reply, other: Reply) -> bool:
-    return one.text != other.text
 
 
 def cut(plain: Reply, got: Reply) -> bool:
@@ -197,12 +183,12 @@ TEXT = [
          honoured=lambda plain, got: got.text == plain.text[: plain.text.index("15") + 2]),
     case("ct", "n", {"n": 2, "temperature": 1, "seed": 1}, honoured=lambda plain, got: (
         [one["index"] for one in got.json["choices"]] == [0, 1])),
-    case("ctr", "temperature", HOT, HOT | {"temperature": 0}, honoured=apart),
-    case("ctr", "top_p", HOT | {"top_p": 1.0}, HOT | {"top_p": 1e-6}, honoured=apart),
-    case("ctr", "top_k", HOT | {"top_k": 0}, HOT | {"top_k": 1}, honoured=apart),
-    case("ctr", "min_p", HOT | {"min_p": 0.0}, HOT | {"min_p": 1.0}, honoured=apart),
-    case("ctr", "seed", HOT, HOT, HOT | {"seed": 2}, honoured=lambda plain, a, b, c: (
-        a.text == b.text != c.text)),
+    case("ctr", "temperature", HOT | {"temperature": 0}, honoured=differs, against="hot"),
+    case("ctr", "top_p", HOT | {"top_p": 1e-6}, honoured=differs, against="hot"),
+    case("ctr", "top_k", HOT | {"top_k": 1}, honoured=differs, against="hot"),
+    case("ctr", "min_p", HOT | {"min_p": 1.0}, honoured=differs, against="hot"),
+    case("ctr", "seed", HOT, HOT | {"seed": 2}, honoured=lambda hot, again, other: (
+        hot.text == again.text != other.text), against="hot"),
     case("ct", "response_format",
          {"response_format": {"type": "json_schema", "json_schema": SCHEMA}}, honoured=valid),
     case("r", "text", {"text": {"format": {"type": "json_schema", **SCHEMA}}}, honoured=valid),
@@ -295,8 +281,6 @@ PROMPT = [
         got.json["prompt_text"] == TURN.format(QUESTION))),
     case("r", "enable_response_messages", True, honoured=lambda plain, got: (
         got.json["input_messages"] and not plain.json.get("input_messages"))),
-    # The tokenizer has none to add: Gemma's templates write <bos>.
-    same("ct", "add_special_tokens", True),
 ]
 TOOLS = {"c": [{"type": "function", "function": FUNCTION}],
          "r": [{"type": "function"} | FUNCTION]}
@@ -328,19 +312,24 @@ TRANSPORT = [
     ), honoured=lambda plain, often, rarely: pieces(often) == 5 > pieces(rarely)) for api in "ct"),
     case("ctr", "request_id", "mine", honoured=lambda plain, got: "mine" in got.json["id"]),
     case("t", "skip_special_tokens", SPECIAL, honoured=lambda plain, got: "<turn|>" in got.text),
-    same("cr", "skip_special_tokens", False),  # our parser needs the markers, and drops them
-    same("ctr", "cache_salt", "a secret"),  # of the prefix cache
-    same("ctr", "session_id", "mine"), same("ct", "user", "me"), same("r", "prompt_cache_key", "x"),
-    echoed("r", "user", "me"), echoed("r", "metadata", {"a": "b"}),
-    echoed("r", "service_tier", "flex"), echoed("r", "max_tool_calls", 3), same("r", "store", True),
-    same("ct", "length_penalty", 2.0),  # of beam search, which is refused
-    # Of connectors, images, expert records and the render API: nothing here.
-    same("ctr", "kv_transfer_params", {"a": 1}), same("ctr", "ec_transfer_params", {"a": 1}),
-    same("cr", "media_io_kwargs", {"image": {"a": 1}}), same("cr", "mm_processor_kwargs", {"a": 1}),
-    same("ctr", "mm_payload", "none"), same("ctr", "return_mm_kwargs", False),
-    same("ct", "return_token_offsets", True), same("ct", "routed_experts_prompt_start", 1),
 ]
 CASES = [*TEXT, *LOGPROBS, *PROMPT, *CALLS, *TRANSPORT]
+# What says nothing to the model: all of it in one request, whose text is the plain one.
+SILENT = [
+    ("ctr", "cache_salt", "a secret"),  # of the prefix cache
+    ("ctr", "session_id", "mine"), ("ctr", "user", "me"), ("r", "prompt_cache_key", "x"),
+    ("r", "metadata", {"a": "b"}), ("r", "service_tier", "flex"), ("r", "max_tool_calls", 3),
+    ("r", "store", True),
+    ("ct", "add_special_tokens", True),  # the tokenizer has none to add: templates write <bos>
+    ("cr", "skip_special_tokens", False),  # our parser needs the markers, and drops them
+    ("ct", "length_penalty", 2.0),  # of beam search, which is refused
+    # Of connectors, images, expert records and the render API: nothing here.
+    ("ctr", "kv_transfer_params", {"a": 1}), ("ctr", "ec_transfer_params", {"a": 1}),
+    ("cr", "media_io_kwargs", {"image": {"a": 1}}), ("cr", "mm_processor_kwargs", {"a": 1}),
+    ("ctr", "mm_payload", "none"), ("ctr", "return_mm_kwargs", False),
+    ("ct", "return_token_offsets", True), ("ct", "routed_experts_prompt_start", 1),
+]
+ECHOED = ("user", "metadata", "service_tier", "max_tool_calls")  # by a response
 REFUSED = [
     Refused("ctr", "model", {"model": "nobody"}, "nobody"),
     Refused("ctr", "watermarking", {"watermarking": True}, "watermark"),
@@ -371,6 +360,7 @@ def fields(api: str) -> set[str]:
 @pytest.mark.parametrize("api", PATHS)
 def test_every_field_of_this_vllm_is_in_the_tables(api):
     named = [one.field for one in (*CASES, *REFUSED) if api in one.apis]
+    named += [field for apis, field, _ in SILENT if api in apis]
     assert sorted(named) == sorted(fields(api))
 
 
@@ -397,8 +387,11 @@ def post(server, model):
 
 @pytest.fixture(scope="module")
 def replies(post):
-    """(api, field) -> the answers to its asks; (api, "") -> the plain one."""
-    asks = [(api, "", {}) for api in PATHS]
+    """(api, field) -> the answers to its asks; (api, "plain"), (api, "hot"), (api, "silent")."""
+    asks = []
+    for api in PATHS:
+        silent = {field: value for apis, field, value in SILENT if api in apis}
+        asks += [(api, "plain", {}), (api, "hot", HOT), (api, "silent", silent)]
     asks += [(api, one.field, ask) for one in CASES for api in one.apis for ask in one.asks]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda ask: post(ask[0], ask[2]), asks))
@@ -413,11 +406,20 @@ def replies(post):
     ids=lambda value: value.field if isinstance(value, Case) else value,
 )
 def test_a_field_does_what_it_says(replies, api, one):
-    (plain,) = replies[api, ""]
+    (base,) = replies[api, one.against]
     got = replies[api, one.field]
-    assert plain.status == 200 and plain.text.startswith("10 11 "), plain.body
-    assert all(reply.status == 200 for reply in got), got
-    assert one.honoured(plain, *got), (plain.body, *(reply.body for reply in got))
+    assert all(reply.status == 200 for reply in (base, *got)), (base, *got)
+    assert one.honoured(base, *got), (base.body, *(reply.body for reply in got))
+
+
+@pytest.mark.parametrize("api", PATHS)
+def test_what_says_nothing_to_the_model(replies, api):
+    (plain,), (silent,) = replies[api, "plain"], replies[api, "silent"]
+    assert silent.status == 200 and silent.text == plain.text, silent
+    assert plain.text.startswith("10 11 ")
+    if api == "r":
+        sent = {field: value for _, field, value in SILENT}
+        assert {field: silent.json[field] for field in ECHOED} == {f: sent[f] for f in ECHOED}
 
 
 @pytest.mark.parametrize("api", PATHS)
