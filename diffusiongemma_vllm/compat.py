@@ -166,14 +166,18 @@ def admit_requests() -> None:
         return validate
 
     def make_structured(original: Any) -> Any:
-        def validate(self: Any, model_config: Any, *args: Any, **kwargs: Any) -> None:
+        def validate(
+            self: Any, model_config: Any, config: Any, *args: Any, **kwargs: Any
+        ) -> None:
             if self.structured_outputs is None or not ours(model_config):
-                return original(self, model_config, *args, **kwargs)
-            from diffusiongemma_vllm.runner.admission import check_structured
+                return original(self, model_config, config, *args, **kwargs)
+            from diffusiongemma_vllm.runner.admission import validate_structured
 
-            check_structured(self)
             # vLLM refuses every diffusion model first, then checks what the back ends take.
-            return original(self, SimpleNamespace(is_diffusion=False), *args, **kwargs)
+            plain = SimpleNamespace(is_diffusion=False)
+            return validate_structured(
+                self, config, lambda config: original(self, plain, config, *args, **kwargs)
+            )
 
         return validate
 

@@ -195,6 +195,9 @@ class ThoughtEnds:
         start = torch.where(open_before, opened, scene.base + opens_here)
         position = scene.base + torch.arange(size, device=logits.device)
         limit = start + 1 + self.budget
+        # The prompt may have used up more of it already.
+        passed = open_before & (limit + len(self.ends) <= scene.base)
+        limit = torch.where(passed, scene.base, limit)
         shut = scene.base + _first((scene.guess == self.closes) & (position > start))
         due = position - limit
         forced = (due >= 0) & (due < len(self.ends)) & (shut >= limit)

@@ -45,12 +45,17 @@ class Walk:
         text: list[int] = []
         for place in range(width):
             allowed = constraint.allowed()
-            fitting = [i for i, token in enumerate(likely[place]) if allowed(token)]
-            share = sum(probs[place][i] for i in fitting)
+            first, share = -1, 0.0
+            for i, candidate in enumerate(likely[place]):
+                if allowed(candidate):
+                    first = i if first < 0 else first
+                    share += probs[place][i]
+                    if share >= self.threshold:
+                        break
             if text and share < self.threshold:
                 break
-            if fitting and share > 0:
-                token = likely[place][fitting[0]]
+            if share > 0:
+                token = likely[place][first]
             else:
                 token = _best(log_probs[place], constraint.allowed_mask(logits.shape[-1]))
             constraint.accept(token)
@@ -58,6 +63,29 @@ class Walk:
             if constraint.over():
                 break
         return text
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Steps for a canvas behind others that a constraint left little text of, which was not worth
+    their steps: half as many for every such canvas in a row.
+
+    text: tokens that are more than little.  least: steps that any canvas gets.
+    """
+
+    text: int
+    least: int
+
+    def __call__(self, most: int, shorts: int) -> int:
+        """most: steps of a canvas.  shorts: canvases in a row with little text."""
+        return max(min(most, self.least), most >> min(shorts, 16))
+
+    def count(self, shorts: int, tokens: int) -> int:
+        """``shorts`` behind one more canvas, which gave so many tokens."""
+        return shorts + 1 if tokens < self.text else 0
+
+
+PATIENCE = Patience(text=4, least=2)
 
 
 def _best(log_probs: Tensor, allowed: Tensor) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +16,8 @@ from diffusiongemma_vllm.runner.rules import server_rules
 
 CAUSAL = (
     "the model writes a canvas at a time and was never trained to predict the next token of a "
-    "prompt; ask for logprobs of the output instead"
+    "prompt; ask for logprobs of the output instead, without echo, which asks for both (in a chat "
+    "always)"
 )
 WRITES = (
     "diffusion_template", "diffusion_pinned", "diffusion_seed_canvas", "diffusion_constrained",
@@ -94,6 +97,31 @@ def check_structured(params: Any) -> None:
             "the two",
             parameter=found[0],
         )
+
+
+def validate_structured(params: Any, config: Any, validate: Callable[[Any], None]) -> None:
+    """Check a constraint, and choose its back end where the server leaves that open ("auto").
+
+    JSON goes to guidance, which enforces a schema or refuses it: xgrammar leaves keywords out.
+    Structural tags, and with them forced calls, go to xgrammar, which alone reads all of them.
+
+    validate: vLLM's own check, given vLLM's ``StructuredOutputsConfig``.
+    """
+    check_structured(params)
+    asked = params.structured_outputs
+    schema = asked.json is not None or asked.json_object is not None
+    if config is not None and config.backend == "guidance" and asked.structural_tag is not None:
+        return validate(replace(config, backend="xgrammar"))
+    if config is None or config.backend != "auto" or not (schema or asked.regex or asked.choice):
+        return validate(config)
+    try:
+        validate(replace(config, backend="guidance"))
+        asked._backend_was_auto = True
+    except VLLMValidationError:
+        if schema:
+            raise
+        asked._backend = None
+        validate(config)
 
 
 def check_tokens(params: Any) -> None:

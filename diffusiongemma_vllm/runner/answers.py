@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from diffusiongemma_vllm.compat import ours, patch
-from diffusiongemma_vllm.runner import draft_stream, early, listening, meters, traces
+from diffusiongemma_vllm.runner import draft_stream, early, fields, listening, meters, traces
 from diffusiongemma_vllm.runner.report import KEY
 
 _REPORT: ContextVar[dict[str, Any] | None] = ContextVar("report", default=None)
@@ -33,6 +33,7 @@ def install() -> None:
         early.refuse_beam_streams()
         early.check_responses()
         draft_stream.install()
+        fields.install()
 
 
 def mark_outputs() -> None:

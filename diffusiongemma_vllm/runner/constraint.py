@@ -19,11 +19,13 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from diffusiongemma_vllm.denoise.edits import Known
 from diffusiongemma_vllm.markers import marker_tokens
+from diffusiongemma_vllm.runner.back_ends import WORD, TextGrammar, forced_text
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.grammars import Grammars
 
-THOUGHT_FIRST = "_thought_first"  # in extra_args, from the scheduler to the sampler
-WORD = 32  # bits of a mask's words
+# In extra_args, from the scheduler to the sampler:
+THOUGHT_FIRST = "_thought_first"
+SHORTS = "_shorts"  # see the attribute, of a request that comes back after a preemption
 LONGEST_LEAD = 1024  # forced tokens that are worked out ahead
 
 
@@ -37,8 +39,8 @@ class Stage(Enum):
 class GrammarConstraint:
     """See the module; ``Constraint`` of denoise.walk.
 
-    lead: tokens that come next because nothing
-    else may, already accepted by the grammar.
+    lead: tokens that come next because nothing else may, already accepted by the grammar.
+    shorts: canvases in a row that it left little text of; the sampler counts them.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class GrammarConstraint:
         self.stage = Stage.GRAMMAR if marks is None else Stage.MAYBE_THOUGHT
         self.started = False
         self.lead: list[int] = []
+        self.shorts = 0
         self._bits = torch.full((1, -(-self.vocab // WORD)), -1, dtype=torch.int32)
         self._known: Known | None = None
 
@@ -76,8 +79,11 @@ class GrammarConstraint:
             return lambda token: token == closes or not markers[token]
         if self.grammar.is_terminated():
             return lambda token: token in self.ends
-        words = self._fill().tolist()
         opens = self.marks.opens if self.marks and self.stage is Stage.MAYBE_THOUGHT else -1
+        grammar = self.grammar
+        if isinstance(grammar, TextGrammar):
+            return lambda token: token == opens or grammar.allows(token)
+        words = self._fill().tolist()
         return lambda token: bool(words[token // WORD] >> (token % WORD) & 1) or token == opens
 
     def allowed_mask(self, vocab: int) -> Tensor:
@@ -158,16 +164,11 @@ class GrammarConstraint:
 
     def _forced_text(self) -> list[int]:
         """The tokens of what must follow.  The last is left open: it may be the start of a longer
-        one.  xgrammar alone tells.
+        one.
         """
-        matcher = getattr(self.grammar, "matcher", None)
-        try:
-            text = matcher.find_jump_forward_string() if matcher is not None else ""
-        except UnicodeDecodeError:  # in the middle of a character
-            return []
+        text = forced_text(self.grammar)
         tokens = self.tokenize(text)[:-1] if len(text) > 1 else []
-        valid = self.grammar.validate_tokens(tokens) if tokens else []
-        return valid
+        return self.grammar.validate_tokens(tokens) if tokens else []
 
     def _forced_token(self) -> list[int]:
         words = self._fill()

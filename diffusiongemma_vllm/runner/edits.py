@@ -28,9 +28,13 @@ class ThoughtMarks(NamedTuple):
 
 
 def build(
-    options: RequestOptions, device: torch.device, marks: ThoughtMarks | None
+    options: RequestOptions, device: torch.device, marks: ThoughtMarks | None,
+    last: Edit | None = None,
 ) -> tuple[Edit, ...]:
-    """Empty for a request that leaves the model's distributions alone."""
+    """Empty for a request that leaves the model's distributions alone.
+
+    last: what follows all but the end of a thought, which nothing may weaken.
+    """
 
     def tokens(ids: tuple[int, ...]) -> Tensor:
         return torch.tensor(ids, dtype=torch.int64, device=device)
@@ -51,6 +55,8 @@ def build(
         edits.append(BadWords(tuple(tokens(word) for word in options.bad_words)))
     if options.min_tokens and options.stops:
         edits.append(NotBefore(tokens(options.stops), options.min_tokens))
+    if last is not None:
+        edits.append(last)
     if options.thinking_budget is not None and marks is not None:
         edits.append(
             ThoughtEnds(options.thinking_budget, marks.opens, marks.closes, tokens(marks.ends))

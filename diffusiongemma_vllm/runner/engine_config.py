@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.metadata import entry_points
 from typing import Any
 
 from vllm import envs
@@ -17,6 +16,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.model.weights import PACKED
 from diffusiongemma_vllm.runner.adapters import adaptable, layer_of
+from diffusiongemma_vllm.runner.back_ends import ENFORCING
 from diffusiongemma_vllm.runner.pictures import served_options
 from diffusiongemma_vllm.runner.rules import server_rules
 
@@ -72,10 +72,6 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
     reasons = {
         "speculative_config": vllm_config.speculative_config is not None
         and "a canvas is drafted and checked by the model itself; drop --speculative-config",
-        "logits_processors": bool(model.logits_processors or _installed_processors())
-        and "custom logits processors are not called for a canvas, whose tokens are all drawn at "
-        "once; drop --logits-processors, and uninstall packages that register any "
-        f"(found: {', '.join(_installed_processors()) or 'none'})",
         "VLLM_COMPUTE_NANS_IN_LOGITS": envs.VLLM_COMPUTE_NANS_IN_LOGITS
         and "logits are projected in parts that are not kept; unset it and "
         "VLLM_RAISE_ON_LOGIT_NANS",
@@ -92,7 +88,7 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
         "runner": model.runner_type != "generate"
         and "the model only generates text; drop --runner and --convert",
     }
-    for option, reason in reasons.items():
+    for option, reason in (reasons | _back_ends(vllm_config.structured_outputs_config)).items():
         if reason:
             raise ValueError(f"DiffusionGemma cannot be served with {option}: {reason}")
     if compat.rust_frontend():
@@ -102,9 +98,17 @@ def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
         )
 
 
-def _installed_processors() -> list[str]:
-    """vLLM's V2 runner loads logits processors that packages register, asked for or not."""
-    return [entry.name for entry in entry_points(group="vllm.logits_processors")]
+def _back_ends(config: Any) -> dict[str, str]:
+    """Those for structured outputs that would let invalid text through, or do not load."""
+    name = config.backend
+    if name in ("auto", *ENFORCING):
+        return {}
+    why = {
+        "outlines": "leaves numbers' bounds and more of a schema out, so text would not be valid",
+        "lm-format-enforcer": "does not load with vLLM 0.32",
+    }
+    return {f"structured_outputs_config.backend {name}":
+            f"it {why[name]}; use auto, {' or '.join(ENFORCING)}"}
 
 
 def _canvas(vllm_config: Any) -> int:

@@ -20,8 +20,10 @@ from diffusiongemma_vllm.runner.belief import prove
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.gpu_step import GpuStep
+from diffusiongemma_vllm.runner.processors import custom
 from diffusiongemma_vllm.runner.rules import server_rules
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
+from diffusiongemma_vllm.runner.special import Serving
 from diffusiongemma_vllm.state import SlotState
 
 
@@ -67,9 +69,11 @@ class DiffusionGemmaModelState(ModelState):
     def custom_sampler(self, sampler: Any) -> tuple[Any, Any]:
         prove(self.model)
         marks = _marks(self.vllm_config.reasoning_config)
+        serving = Serving(
+            marks, Constraints(self.vllm_config, marks), custom(sampler.logits_processors)
+        )
         ours = DiffusionSampler(
-            self.config, self.slots, self.model, sampler.req_states, marks=marks, gpu=self.gpu,
-            constrain=Constraints(self.vllm_config, marks),
+            self.config, self.slots, self.model, sampler.req_states, serving=serving, gpu=self.gpu,
             logprobs=self.model_config.logprobs_mode == "raw_logprobs",
         )
         return ours, None

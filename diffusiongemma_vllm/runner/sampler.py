@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,22 +25,19 @@ from diffusiongemma_vllm.denoise.reroll import Reroll
 from diffusiongemma_vllm.denoise.schedule import LinearSchedule
 from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
-from diffusiongemma_vllm.denoise.walk import Walk
+from diffusiongemma_vllm.denoise.walk import PATIENCE, Walk
 from diffusiongemma_vllm.knobs import canvas_options
-from diffusiongemma_vllm.request import request_options
 from diffusiongemma_vllm.runner.belief import believe
 from diffusiongemma_vllm.runner.constraint import GrammarConstraint
 from diffusiongemma_vllm.runner.drafts import watched
-from diffusiongemma_vllm.runner.edits import ThoughtMarks
 from diffusiongemma_vllm.runner.gpu_step import GpuStep
 from diffusiongemma_vllm.runner.notes import notes
 from diffusiongemma_vllm.runner.scores import gather
-from diffusiongemma_vllm.runner.special import Special, filtered, special_of
+from diffusiongemma_vllm.runner.special import Serving, Special, filtered
 from diffusiongemma_vllm.runner.whole import whole
 from diffusiongemma_vllm.state import DENOISE, Canvases, SlotState, StepResult
 
 WALK = Walk(threshold=0.1)
-SHORT_TEXT, SHORT_STEPS = 4, 8  # tokens that a constraint left of a canvas, steps for the next
 TILE_CANVASES = 4  # canvases whose [rows, vocabulary] logits are in memory at a time
 
 
@@ -54,39 +50,36 @@ class DiffusionSampler:
 
     def __init__(
         self, config: DenoiseConfig, state: SlotState, model: Any, req_states: RequestState,
-        *, marks: ThoughtMarks | None = None, logprobs: bool = True, gpu: GpuStep | None = None,
-        constrain: Callable[[Any], GrammarConstraint | None] = lambda params: None,
+        *, serving: Serving | None = None, logprobs: bool = True, gpu: GpuStep | None = None,
     ) -> None:
-        """marks: how thoughts are closed.  logprobs: tell log-probabilities, else logits.
-
-        gpu: the step in few launches.  constrain: makes the constraint that a request asks for.
-        """
+        """logprobs: tell log-probabilities, else logits.  gpu: the step in few launches."""
         self.config = config
         self.state = state
         self.model = model
         self.req_states = req_states
-        self.marks = marks
+        self.serving = serving or Serving()
         self.logprobs = logprobs
         self.gpu = gpu
-        self.constrain = constrain
         self.softcap = float(model.text_config.final_logit_softcapping)
         self.special: dict[int, Special] = {}
         self.penalties_state = SimpleNamespace(output_bin_counts=None)  # read by the runner
 
     def add_request(self, slot: int, params: Any) -> None:
-        options = request_options(params)
         asked = canvas_options(params.extra_args, self.config)
-        self.state.add(slot, options, asked.rules)
-        special = special_of(
-            options, asked, self.constrain(params), self.marks, self.config.canvas_length,
-            self.state.phase.device,
+        special = self.serving.special(
+            slot, params, asked, self.config.canvas_length, self.state.phase.device
         )
+        self.state.add(slot, special.options, asked.rules)
+        if special.constraint is not None:
+            steps = PATIENCE(asked.rules.last_step, special.constraint.shorts)
+            self.state.knobs.last_step[slot] = steps
         self.special.pop(slot, None)
         if special.any:
             self.special[slot] = special
 
     def apply_staged_writes(self) -> None:
-        """Nothing is staged: ``add_request`` writes its slot."""
+        """Only users' processors stage any: ``add_request`` writes its slot."""
+        self.serving.processors.apply_staged_writes()
 
     def __call__(self, hidden: Tensor, batch: InputBatch) -> SamplerOutput:
         """hidden: [R, H], the rows of all canvases in the batch, request after request."""
@@ -231,9 +224,8 @@ class DiffusionSampler:
             text = WALK(constraint, logits, width)
             best[i, : len(text)] = torch.tensor(text, device=best.device)
             lengths[i] = len(text)
-            # A canvas that the constraint left little of is not worth as many steps again.
-            most = special.rules.last_step
-            steps = min(most, SHORT_STEPS) if len(text) < SHORT_TEXT else most
+            constraint.shorts = PATIENCE.count(constraint.shorts, len(text))
+            steps = PATIENCE(special.rules.last_step, constraint.shorts)
             self.state.knobs.last_step[slot] = steps
         return replace(result, best=best)
 

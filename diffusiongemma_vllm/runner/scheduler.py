@@ -21,9 +21,10 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from diffusiongemma_vllm.denoise.walk import PATIENCE
 from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
 from diffusiongemma_vllm.runner import drafts, notes, spans, tally
-from diffusiongemma_vllm.runner.constraint import THOUGHT_FIRST
+from diffusiongemma_vllm.runner.constraint import SHORTS, THOUGHT_FIRST
 from diffusiongemma_vllm.runner.pages import Soiled
 from diffusiongemma_vllm.runner.report import KEY, Report
 from diffusiongemma_vllm.runner.rules import server_rules
@@ -165,6 +166,12 @@ class CanvasScheduler(Scheduler):
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.disown(request)
+        params = request.sampling_params
+        if params is not None and params.structured_outputs is not None:
+            shorts = 0
+            for canvas in self.reports[request.request_id].canvases:
+                shorts = PATIENCE.count(shorts, canvas["tokens"])
+            params.extra_args = (params.extra_args or {}) | {SHORTS: shorts}
         self.reports[request.request_id].restart()
         super()._preempt_request(request, *args, **kwargs)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from diffusiongemma_vllm.denoise import rows
 from diffusiongemma_vllm.denoise.edits import Edit, Pin
 from diffusiongemma_vllm.denoise.reroll import Reroll
 from diffusiongemma_vllm.knobs import CanvasOptions
-from diffusiongemma_vllm.request import RequestOptions
-from diffusiongemma_vllm.runner.constraint import GrammarConstraint
+from diffusiongemma_vllm.request import RequestOptions, request_options
+from diffusiongemma_vllm.runner.constraint import SHORTS, GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks, build
+from diffusiongemma_vllm.runner.processors import Processors
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,36 @@ class Special:
         return self.bends or self.steered or told
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What a server does for the requests that ask.
+
+    marks: how thoughts are closed.  constrain: makes the constraint that a request's parameters ask
+    for.  processors: the users' own.
+    """
+
+    marks: ThoughtMarks | None = None
+    constrain: Callable[[Any], GrammarConstraint | None] = lambda params: None
+    processors: Processors = field(default_factory=lambda: Processors(()))
+
+    def special(
+        self, slot: int, params: Any, asked: CanvasOptions, length: int, device: torch.device
+    ) -> Special:
+        """Of vLLM's ``SamplingParams`` for ``slot``; length: as in ``special_of``."""
+        constraint = self.constrain(params)
+        if constraint is not None:
+            constraint.shorts = int((params.extra_args or {}).get(SHORTS, 0))
+        last = self.processors.add_request(slot, params)
+        return special_of(
+            request_options(params), asked, constraint, self.marks, length, device, last
+        )
+
+
 def special_of(
     options: RequestOptions, asked: CanvasOptions, constraint: GrammarConstraint | None,
-    marks: ThoughtMarks | None, length: int, device: torch.device,
+    marks: ThoughtMarks | None, length: int, device: torch.device, last: Edit | None = None,
 ) -> Special:
-    """length: of the server's canvas, which ``start`` is padded to."""
+    """length: of the server's canvas, which ``start`` is padded to.  last: after other edits."""
 
     def tokens(ids: tuple[int, ...]) -> Tensor | None:
         return torch.tensor(ids, device=device) if ids else None
@@ -67,7 +94,7 @@ def special_of(
         options = replace(options, only=options.score_ids)
     template = tokens(asked.template)
     pin = None if template is None else Pin(template)
-    own = build(options, device, marks)
+    own = build(options, device, marks, last)
     start = tokens(asked.seed_canvas)
     if start is not None:
         start = pad(start, (0, length - len(start)))

@@ -109,6 +109,7 @@ OPEN, CLOSE, END = 1, 2, 3
         (0, (OPEN,), (-1, -1, -1, -1), {0: END, 1: CLOSE}),
         (2, (OPEN, 0), (-1, -1, -1, -1), {1: END, 2: CLOSE}),
         (1, (OPEN, 0, END), (0, 0, 0, 0), {0: CLOSE}),  # half closed in the canvas before
+        (1, (OPEN, 0, 0, 0), (0, 0, 0, 0), {0: END, 1: CLOSE}),  # used up by the prompt
         (2, (OPEN, 0), (CLOSE, 0, 0, 0), {}),  # closes in time
         (2, (OPEN, 0), (0, 0, CLOSE, 0), {1: END, 2: CLOSE}),  # too late
         (2, (OPEN, 0, CLOSE), (0, 0, 0, 0), {}),

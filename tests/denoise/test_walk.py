@@ -3,7 +3,7 @@
 import torch
 
 from diffusiongemma_vllm.denoise.edits import Known, Scene
-from diffusiongemma_vllm.denoise.walk import Walk
+from diffusiongemma_vllm.denoise.walk import Patience, Walk
 
 END = 3
 
@@ -76,3 +76,10 @@ def test_what_is_known_of_a_canvas():
     ]
     longer = Known(torch.tensor([2, 1, 0, 1, 3, 3]), then)(torch.zeros(4, 4), scene)
     assert longer.argmax(-1).tolist() == [2, 1, 0, 1]
+
+
+def test_patience_halves_with_every_short_canvas():
+    patience = Patience(text=4, least=2)
+    assert [patience(48, n) for n in (0, 1, 2, 3, 4, 5, 99)] == [48, 24, 12, 6, 3, 2, 2]
+    assert patience(1, 0) == patience(1, 9) == 1
+    assert [patience.count(3, tokens) for tokens in (1, 3, 4, 200)] == [4, 4, 0, 0]

@@ -50,6 +50,20 @@ def main(engines):
     return start
 
 
+@pytest.fixture(scope="session")
+def miniature():
+    """Starts an engine of the shipped checkpoint, which has a tokenizer and can answer."""
+    from diffusiongemma_vllm.cli.main import MINIATURE
+
+    pool = Engines(MINIATURE)
+    yield lambda *, async_scheduling: pool(
+        skip_tokenizer_init=False, max_model_len=1280, block_size=16,
+        async_scheduling=async_scheduling,
+        structured_outputs_config={"reasoning_parser": "gemma4"},
+    )
+    pool.close()
+
+
 @pytest.fixture(scope="session", params=["sync", "async"])
 def mode(request):
     return request.param

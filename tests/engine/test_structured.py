@@ -5,11 +5,9 @@ import re
 
 import jsonschema
 import pytest
-from engine import Engines, at_rest, forget, serve, squeezed, texts
 from engine import ask as plain_ask
+from engine import at_rest, forget, serve, squeezed, texts
 from vllm.exceptions import VLLMValidationError
-
-from diffusiongemma_vllm.cli.main import MINIATURE
 
 pytestmark = pytest.mark.engine
 
@@ -23,14 +21,8 @@ PROMPT = "Write a JSON object: name is nina, color is grey, age is 55."
 
 
 @pytest.fixture(scope="module")
-def start():
-    pool = Engines(MINIATURE)
-    yield lambda asynchronous: pool(
-        skip_tokenizer_init=False, max_model_len=1024, block_size=16,
-        async_scheduling=asynchronous,
-        structured_outputs_config={"reasoning_parser": "gemma4"},
-    )
-    pool.close()
+def start(miniature):
+    return lambda asynchronous: miniature(async_scheduling=asynchronous)
 
 
 @pytest.fixture(params=["sync", "async"])

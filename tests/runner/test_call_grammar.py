@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from diffusiongemma_vllm.cli.main import MINIATURE
 from diffusiongemma_vllm.parsers.call_grammar import CallGrammar
-from diffusiongemma_vllm.runner.grammars import _compiler
+from diffusiongemma_vllm.runner.back_ends import compiler as make_compiler
 
 TIMER = {"type": "object", "required": ["minutes"], "properties": {
     "label": {"type": "string"}, "minutes": {"type": "integer"}}}
@@ -27,7 +27,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def accepts(tokenizer):
-    compiler = _compiler(tokenizer, 384)
+    compiler = make_compiler(tokenizer, 384)
     compiled = {
         several: compiler.compile_structural_tag(json.dumps({
             "type": "structural_tag",

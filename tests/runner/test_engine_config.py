@@ -145,20 +145,13 @@ def test_steps_alone_leave_the_canvas_to_the_checkpoint(configure):
         ({"tensor_parallel_size": 2}, "with tensor_parallel_size: only one GPU .* --data-parallel"),
         ({"logprobs_mode": "processed_logprobs"}, "log-probabilities are the model.s own"),
         ({"scheduler_cls": "a.B"}, "canvases need our own scheduler; drop --scheduler-cls"),
-        ({"logits_processors": ["a:B"]}, "not called for a canvas, .* drop --logits-processors"),
+        ({"structured_outputs_config": {"backend": "outlines"}}, "bounds .* use auto, xgrammar or"),
+        ({"structured_outputs_config": {"backend": "lm-format-enforcer"}}, "does not load with"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_fix(configure, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         configure(**options)
-
-
-def test_an_installed_logits_processor_is_refused(configure, monkeypatch):
-    """vLLM would load it unasked."""
-    installed = {"vllm.logits_processors": [SimpleNamespace(name="shouter")]}
-    monkeypatch.setattr(module, "entry_points", lambda group: installed[group])
-    with pytest.raises(ValueError, match="uninstall packages that register any .found: shouter"):
-        configure()
 
 
 @pytest.mark.parametrize("name", ["VLLM_COMPUTE_NANS_IN_LOGITS", "VLLM_RAISE_ON_LOGIT_NANS"])

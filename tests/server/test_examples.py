@@ -43,6 +43,17 @@ def test_offline_chat(run):
     assert any(line.startswith("(thought) ") for line in printed)
 
 
+def test_infill(run, server):
+    """Offline, a text longer than a canvas too; and through a server, gap after gap."""
+    for printed in (run("infill.py"), run("infill.py", "--url", server.url)):
+        code = "\n".join(printed)
+        filled = [line for line in printed if "filled with" in line]
+        assert len(filled) == 2
+        for text in ("    return ", "def volume(radius: float, height: float) -> float:",
+                     " * height", "    print(volume(radius=2.0, height=3.0))"):
+            assert text in code
+
+
 def test_agent(run, server):
     assert run("agent.py", "--url", server.url) == [
         "get_weather({'city': 'Paris'}) -> sunny, 21 degrees",

@@ -1,0 +1,108 @@
+"""Fields of HTTP requests: those that vLLM would drop are refused, a completion's suffix is kept.
+
+Everything else that a field asks for reaches the engine in ``SamplingParams``, where ``admission``
+looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+
+from diffusiongemma_vllm.compat import ours, patch
+from diffusiongemma_vllm.markers import marker_tokens
+
+TEMPLATE = "diffusion_template"
+
+
+def install() -> None:
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+
+    read_first(OpenAIServingChat, "create_chat_completion", chat)
+    read_first(OpenAIServingCompletion, "create_completion", completion)
+    read_first(OpenAIServingResponses, "create_responses", response)
+
+
+def read_first(owner: Any, name: str, read: Callable[[Any, Any], Any]) -> None:
+    """Have a handler's requests for DiffusionGemma read by ``read(handler, request)``.
+
+    It returns the request to answer, or raises VLLMValidationError (HTTP 400).
+    """
+
+    def make(original: Any) -> Any:
+        async def handle(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+            if ours(self.model_config):
+                check_priority(request, self.engine_client.vllm_config)
+                request = read(self, request)
+            return await original(self, request, *args, **kwargs)
+
+        return handle
+
+    patch(owner, name, make)
+
+
+def check_priority(request: Any, vllm_config: Any) -> None:
+    if request.priority and vllm_config.scheduler_config.policy != "priority":
+        raise VLLMValidationError(
+            "requests are served in the order they come, whatever their priority; drop it, or "
+            "serve with --scheduling-policy priority",
+            parameter="priority",
+        )
+
+
+def chat(handler: Any, request: Any) -> Any:
+    """Documents are for a chat template that reads them."""
+    if request.documents:
+        template = handler.chat_template or handler.renderer.get_tokenizer().chat_template
+        if "documents" not in (request.chat_template or template or ""):
+            raise VLLMValidationError(
+                "the chat template reads no documents; put them into a message",
+                parameter="documents",
+            )
+    return request
+
+
+def response(handler: Any, request: Any) -> Any:
+    if request.previous_input_messages:
+        raise VLLMValidationError(
+            "previous_input_messages are in another model's format (harmony); put earlier turns "
+            "into input",
+            parameter="previous_input_messages",
+        )
+    return request
+
+
+def completion(handler: Any, request: Any) -> Any:
+    return request if request.suffix is None else held(request, handler.renderer.get_tokenizer())
+
+
+def held(request: Any, tokenizer: Any) -> Any:
+    """vLLM's ``CompletionRequest`` with a suffix  ->  one that has it held behind its text.
+
+    The text has ``max_tokens`` tokens and is cut off before the suffix, which it has seen.  Raises
+    VLLMValidationError for what would move the suffix, or hold the text already.
+    """
+    extra = dict(request.vllm_xargs or {})
+    clashing = {
+        "echo": request.echo, "truncate_prompt_tokens": request.truncate_prompt_tokens,
+        f"vllm_xargs {TEMPLATE}": TEMPLATE in extra,
+        "response_format": request.response_format, "min_tokens": request.min_tokens,
+        "structured_outputs": request.structured_outputs,
+    }
+    found = [name for name, used in clashing.items() if used]
+    if found:
+        raise VLLMValidationError(
+            f"suffix does not go with {', '.join(found)}: the text between prompt and suffix has "
+            "max_tokens tokens. Drop one of the two",
+            parameter="suffix",
+        )
+    behind = tokenizer.encode(request.suffix, add_special_tokens=False)
+    barred = {str(token): -100.0 for token in marker_tokens(tokenizer)}
+    return request.model_copy(update={
+        "suffix": None, "ignore_eos": True, "logit_bias": barred | (request.logit_bias or {}),
+        "vllm_xargs": extra | {TEMPLATE: [-1] * (request.max_tokens or 0) + behind},
+    })
