@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from dataclasses import MISSING, fields
 from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any
 
-from diffusiongemma_vllm import checkpoint, cpu
+from diffusiongemma_vllm import asked, checkpoint, cpu
 
 ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
 SUPPORTED = "0.32"
@@ -24,8 +22,6 @@ PROCESSED = (
     "lora_request", "tokenization_kwargs", "priority", "data_parallel_rank", "session_id",
     "kv_hints",
 )
-
-_ASKED: ContextVar[dict[str, Any]] = ContextVar("asked", default={})  # noqa: B039  never written
 
 
 def vllm_version() -> str:
@@ -62,11 +58,6 @@ def ours(model_config: Any) -> bool:
     return ARCHITECTURE in (model_config.architectures or [])
 
 
-def asked() -> dict[str, Any]:
-    """The engine arguments that the user set, while an engine config is being made."""
-    return _ASKED.get()
-
-
 def patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     """Replace a function, method or class method by what ``make`` makes of it, once for a maker."""
     original = getattr(owner, name)
@@ -92,39 +83,13 @@ def record_engine_args() -> None:
             if ARCHITECTURE not in _architectures(self):
                 return original(self, *args, **kwargs)
             checkpoint.check(self, self.load_format)
-            token = _ASKED.set(_given(self))
-            try:
+            with asked.remembered(self):
                 _prepare_cpu()
                 return original(self, *args, **kwargs)
-            finally:
-                _ASKED.reset(token)
 
         return create_engine_config
 
     patch(EngineArgs, "create_engine_config", make)
-
-
-def _given(args: Any) -> dict[str, Any]:
-    """The fields of EngineArgs that differ from their defaults."""
-    given = {}
-    for field in fields(type(args)):
-        value = getattr(args, field.name)
-        make = field.default_factory
-        default = field.default if make is MISSING else make()
-        if value is None or value == default:
-            continue
-        if field.name == "compilation_config":
-            value = {
-                key: getattr(value, key)
-                for key in ("mode", "cudagraph_mode", "cudagraph_capture_sizes",
-                            "max_cudagraph_capture_size")
-                if getattr(value, key, None) is not None
-            } if not isinstance(value, dict) else value
-        given[field.name] = value
-    for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
-        if name in given:
-            given.setdefault("compilation_config", {})[name] = given[name]
-    return given
 
 
 def _prepare_cpu() -> None:

@@ -13,6 +13,7 @@ from vllm.lora.utils import is_in_target_modules
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from diffusiongemma_vllm import asked as given
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.model.weights import PACKED
 from diffusiongemma_vllm.runner.adapters import adaptable, layer_of
@@ -50,7 +51,7 @@ class DiffusionGemmaConfig:
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
         """Raises ValueError for a value of the user's that cannot be kept, with the reason."""
-        asked = compat.asked()
+        asked = given.asked()
         _refuse(vllm_config, asked)
         canvas = _canvas(vllm_config)
         server_rules(vllm_config)  # the sampler's settings, before the weights are loaded

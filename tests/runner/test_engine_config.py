@@ -7,7 +7,7 @@ from modules import edit_json, engine_config
 from vllm import SamplingParams, envs
 from vllm.exceptions import VLLMValidationError
 
-from diffusiongemma_vllm import compat
+from diffusiongemma_vllm import asked, compat
 from diffusiongemma_vllm.runner import engine_config as module
 from diffusiongemma_vllm.runner import scheduler
 from diffusiongemma_vllm.runner.admission import check_knobs
@@ -286,13 +286,13 @@ def test_requests_are_checked_against_the_canvas_that_is_served(configure):
 
 def test_asked_is_empty_outside_of_a_configuration(configure):
     configure(max_num_seqs=3)
-    assert compat.asked() == {}
+    assert asked.asked() == {}
 
 
 def test_asked_is_empty_after_a_refusal(configure):
     with pytest.raises(ValueError):
         configure(tensor_parallel_size=2)
-    assert compat.asked() == {}
+    assert asked.asked() == {}
 
 
 def test_overriding_the_generation_config_mends_it(copy):
