@@ -37,8 +37,14 @@ class Walk:
 
     threshold: float
 
-    def __call__(self, constraint: Constraint, logits: Tensor, width: int) -> list[int]:
-        """logits: [C, V] f32 of a settled canvas of ``width`` tokens.   ->  at least one token"""
+    def __call__(
+        self, constraint: Constraint, logits: Tensor, width: int, ease: float = 1.0
+    ) -> list[int]:
+        """logits: [C, V] f32 of a settled canvas of ``width`` tokens.   ->  at least one token
+
+        ease: factor on the threshold.
+        """
+        threshold = self.threshold * ease
         log_probs = logits[:width].log_softmax(dim=-1)
         values, tokens = log_probs.topk(min(LIKELY, logits.shape[-1]), dim=-1)
         likely, probs = tokens.tolist(), values.exp().tolist()
@@ -50,9 +56,9 @@ class Walk:
                 if allowed(candidate):
                     first = i if first < 0 else first
                     share += probs[place][i]
-                    if share >= self.threshold:
+                    if share >= threshold:
                         break
-            if text and share < self.threshold:
+            if text and share < threshold:
                 break
             if share > 0:
                 token = likely[place][first]
@@ -67,25 +73,32 @@ class Walk:
 
 @dataclass(frozen=True)
 class Patience:
-    """Steps for a canvas behind others that a constraint left little text of, which was not worth
-    their steps: half as many for every such canvas in a row.
+    """What a canvas gets behind others that a constraint left little text of.
+
+    Half as many steps for every such canvas in a row; and behind ``lost`` of them, where the model
+    does not find into the constraint, half the threshold for each.
 
     text: tokens that are more than little.  least: steps that any canvas gets.
     """
 
     text: int
     least: int
+    lost: int
 
     def __call__(self, most: int, shorts: int) -> int:
         """most: steps of a canvas.  shorts: canvases in a row with little text."""
         return max(min(most, self.least), most >> min(shorts, 16))
+
+    def ease(self, shorts: int) -> float:
+        """Factor on a walk's threshold."""
+        return 0.5 ** max(0, shorts - self.lost)
 
     def count(self, shorts: int, tokens: int) -> int:
         """``shorts`` behind one more canvas, which gave so many tokens."""
         return shorts + 1 if tokens < self.text else 0
 
 
-PATIENCE = Patience(text=4, least=2)
+PATIENCE = Patience(text=4, least=2, lost=4)
 
 
 def _best(log_probs: Tensor, allowed: Tensor) -> int:

@@ -221,7 +221,7 @@ class DiffusionSampler:
             if constraint is None or special is None or width == 0:
                 continue
             logits = self._edit(self._capped(self.model.project(hidden[i])), canvas, slot, i)
-            text = WALK(constraint, logits, width)
+            text = WALK(constraint, logits, width, PATIENCE.ease(constraint.shorts))
             best[i, : len(text)] = torch.tensor(text, device=best.device)
             lengths[i] = len(text)
             constraint.shorts = PATIENCE.count(constraint.shorts, len(text))

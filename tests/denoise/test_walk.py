@@ -52,6 +52,7 @@ def test_the_best_allowed_one_elsewhere():
 def test_it_stops_where_too_little_is_allowed():
     """Of the second position's probability 0.3 is allowed."""
     assert Walk(0.31)(Pattern(ANY, (0, 2), ANY), ROWS, 4) == [0]
+    assert Walk(0.31)(Pattern(ANY, (0, 2), (END,)), ROWS, 4, ease=0.9) == [0, 2, END]
     assert Walk(0.29)(Pattern(ANY, (0, 2), (END,)), ROWS, 4) == [0, 2, END]
 
 
@@ -79,7 +80,8 @@ def test_what_is_known_of_a_canvas():
 
 
 def test_patience_halves_with_every_short_canvas():
-    patience = Patience(text=4, least=2)
+    patience = Patience(text=4, least=2, lost=4)
     assert [patience(48, n) for n in (0, 1, 2, 3, 4, 5, 99)] == [48, 24, 12, 6, 3, 2, 2]
     assert patience(1, 0) == patience(1, 9) == 1
+    assert [patience.ease(n) for n in (0, 4, 5, 7)] == [1, 1, 0.5, 0.125]
     assert [patience.count(3, tokens) for tokens in (1, 3, 4, 200)] == [4, 4, 0, 0]
