@@ -7,7 +7,13 @@ from io import BytesIO
 
 from PIL import ExifTags, Image
 
-from diffusiongemma_vllm.media.limits import IMAGE_BYTES, IMAGE_PIXELS, MediaError, check_size
+from diffusiongemma_vllm.media.limits import (
+    CANVAS_PIXELS,
+    IMAGE_BYTES,
+    IMAGE_PIXELS,
+    MediaError,
+    check_size,
+)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 NAMES = "PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF"
@@ -69,10 +75,11 @@ def check_picture(image: Image.Image) -> None:
     """Raises MediaError for a picture, loaded or not, of a size or a mode that is refused."""
     if not image.width or not image.height:
         raise MediaError(f"the image has no pixels: {image.width} x {image.height}")
-    if image.width * image.height > IMAGE_PIXELS:
+    most = CANVAS_PIXELS if image.format in ("WEBP", "AVIF") else IMAGE_PIXELS
+    if image.width * image.height > most:
         raise MediaError(
-            f"the image has {image.width} x {image.height} pixels, more than the "
-            f"{IMAGE_PIXELS:,} that are decoded; send a smaller one"
+            f"the image has {image.width} x {image.height} pixels, more than the {most:,} that "
+            "are decoded; send a smaller one"
         )
     if image.mode not in TRANSPARENT + OPAQUE + DEEP:
         raise MediaError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB  # of an encoded image
-IMAGE_PIXELS = 50_000_000  # decoded and turned: 350 MB at most
+IMAGE_PIXELS = 50_000_000  # decoded, laid on white and turned: 420 MB at most
+CANVAS_PIXELS = 25_000_000  # of WebP and AVIF, whose decoders keep several canvases: as much
 VIDEO_BYTES = 256 * MIB  # of an encoded video
 FRAME_BYTES = 26_000_000  # of a decoded frame: 3840 x 2160 at 10 bits; a decoder keeps up to 17
 VIDEO_PACKETS = 50_000  # of the whole file, and so of frames decoded

@@ -121,6 +121,11 @@ def test_the_largest_image_that_is_decoded(monkeypatch):
     check_image(encoded(PICTURE))
     with pytest.raises(MediaError, match="30 x 21 pixels, more than the 600"):
         check_image(encoded(noise(30, 21)))
+    monkeypatch.setattr(module, "CANVAS_PIXELS", 599)
+    check_image(encoded(PICTURE))
+    for kind in ("WEBP", "AVIF"):
+        with pytest.raises(MediaError, match="30 x 20 pixels, more than the 599"):
+            check_image(encoded(PICTURE, kind))
     with pytest.raises(MediaError, match=f"more than the {IMAGE_BYTES:,}"):
         check_image(bytes(IMAGE_BYTES + 1))
 
