@@ -118,8 +118,6 @@ def admit_requests() -> None:
     from vllm.sampling_params import BeamSearchParams, SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
-    from diffusiongemma_vllm.request import draw_seed
-
     def make_check(original: Any) -> Any:
         def validate(self: Any, model_config: Any, *args: Any, **kwargs: Any) -> None:
             if not ours(model_config):
@@ -155,27 +153,10 @@ def admit_requests() -> None:
                 request.request_id, request.trace_headers = request_id, kwargs["trace_headers"]
                 return request
             request = original(self, request_id, prompt, *args, **kwargs)
-            if not ours(self.model_config):
-                return request
-            from diffusiongemma_vllm.runner.admission import (
-                check_knobs,
-                check_pictures,
-                check_tokens,
-                refuse_resumable,
-            )
-            from diffusiongemma_vllm.runner.listening import attach
+            if ours(self.model_config):
+                from diffusiongemma_vllm.runner.admission import admit
 
-            if request.resumable:
-                refuse_resumable()
-            if request.mm_features:
-                check_pictures(request.mm_features, self.vllm_config)
-            params = request.sampling_params
-            if params is not None:
-                check_knobs(params, self)
-                check_tokens(params)
-                attach(params)
-                if params.seed is None:
-                    params.seed = draw_seed(params.temperature)
+                admit(request, self)
             return request
 
         return process_inputs

@@ -11,7 +11,8 @@ from vllm.exceptions import VLLMValidationError
 
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.knobs import PREFIX, canvas_options
-from diffusiongemma_vllm.runner import adapters, spans
+from diffusiongemma_vllm.request import draw_seed
+from diffusiongemma_vllm.runner import adapters, listening, spans
 from diffusiongemma_vllm.runner.rules import server_rules
 
 CAUSAL = (
@@ -53,6 +54,26 @@ def check(params: Any) -> None:
             f"from the request. {said}.",
             parameter=next(iter(reasons)),
         )
+
+
+def admit(request: Any, processor: Any) -> None:
+    """Look at a request once vLLM has made it, and fill in what it leaves to chance.
+
+    request: ``EngineCoreRequest``.  processor: vLLM's ``InputProcessor``, which knows the server.
+    Raises VLLMValidationError for what cannot be honoured.
+    """
+    if request.resumable:
+        refuse_resumable()
+    if request.mm_features:
+        check_pictures(request.mm_features, processor.vllm_config)
+    params = request.sampling_params
+    if params is None:
+        return
+    check_knobs(params, processor)
+    check_tokens(params)
+    listening.attach(params)
+    if params.seed is None:
+        params.seed = draw_seed(params.temperature)
 
 
 _RULES: WeakKeyDictionary[Any, DenoiseConfig] = WeakKeyDictionary()
