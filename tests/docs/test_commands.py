@@ -72,6 +72,7 @@ COMMANDS = {
     "pip install '.[eval]'": Needs("network; the lock holds the same"),
     "pip install datasets": Needs("network; the lock holds the same"),
     "python examples/miniature/train.py": Needs("a GPU"),
+    "python examples/miniature/train_eyes.py": Needs("a GPU"),
     "python examples/miniature/evaluate.py": Here(),
     "python kernels/bench/run.py": Needs("a GPU"),
     "python -m pytest tests/kernels": CI(),
