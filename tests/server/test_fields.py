@@ -29,7 +29,8 @@ PATHS = {"c": "/v1/chat/completions", "t": "/v1/completions", "r": "/v1/response
 # Nothing is certain any more: the noise of the seed decides.
 HOT = {"temperature": 2.0, "seed": 1, "ignore_eos": True, "vllm_xargs": {
     "diffusion_t_min": 50, "diffusion_t_max": 50, "diffusion_max_denoising_steps": 2}}
-SHORT = {"ignore_eos": True, "vllm_xargs": {"diffusion_canvas_length": 24}}  # five canvases
+SHORT = {"ignore_eos": True, "vllm_xargs": {  # five canvases
+    "diffusion_canvas_length": 24, "diffusion_max_steps": 2}}
 THINK = {"chat_template_kwargs": {"enable_thinking": True}}
 SPECIAL = {"ignore_eos": True, "skip_special_tokens": False}
 
@@ -93,7 +94,7 @@ class Reply(NamedTuple):
     def called(self) -> list[str]:
         if "output" in self.json:
             return [one["name"] for one in self.json["output"] if one["type"] == "function_call"]
-        return [call["function"]["name"] for call in self.message["tool_calls"] or ()]
+        return [call["function"]["name"] for call in self.message.get("tool_calls") or ()]
 
 
 class Case(NamedTuple):
@@ -162,7 +163,8 @@ def prompt_ids(got: Reply) -> list[int]:
 A, ONE, FIVE = ids("a")[0], ids("1")[0], ids("5")[0]
 TEXT = [
     case("ctr", "frequency_penalty", 2.0, honoured=differs),
-    case("ctr", "presence_penalty", 2.0, honoured=differs),
+    case("ctr", "presence_penalty", HOT | {"presence_penalty": 2.0}, honoured=differs,
+         against="hot"),
     case("ctr", "repetition_penalty", 5.0, honoured=differs),
     case("ctr", "logit_bias", {"logit_bias": {str(ONE): -100}},
          honoured=lambda plain, got: "1" in plain.text and "1" not in got.text),
@@ -183,7 +185,7 @@ TEXT = [
          honoured=lambda plain, got: got.text == plain.text[: plain.text.index("15") + 2]),
     case("ct", "n", {"n": 2, "temperature": 1, "seed": 1}, honoured=lambda plain, got: (
         [one["index"] for one in got.json["choices"]] == [0, 1])),
-    case("ctr", "temperature", HOT | {"temperature": 0}, honoured=differs, against="hot"),
+    case("ctr", "temperature", HOT | {"temperature": 0.01}, honoured=differs, against="hot"),
     case("ctr", "top_p", HOT | {"top_p": 1e-6}, honoured=differs, against="hot"),
     case("ctr", "top_k", HOT | {"top_k": 1}, honoured=differs, against="hot"),
     case("ctr", "min_p", HOT | {"min_p": 1.0}, honoured=differs, against="hot"),
@@ -325,7 +327,7 @@ SILENT = [
     ("ct", "length_penalty", 2.0),  # of beam search, which is refused
     # Of connectors, images, expert records and the render API: nothing here.
     ("ctr", "kv_transfer_params", {"a": 1}), ("ctr", "ec_transfer_params", {"a": 1}),
-    ("cr", "media_io_kwargs", {"image": {"a": 1}}), ("cr", "mm_processor_kwargs", {"a": 1}),
+    ("cr", "media_io_kwargs", {"image": {"a": 1}}),
     ("ctr", "mm_payload", "none"), ("ctr", "return_mm_kwargs", False),
     ("ct", "return_token_offsets", True), ("ct", "routed_experts_prompt_start", 1),
 ]
@@ -339,6 +341,7 @@ REFUSED = [
     Refused("c", "echo", {"echo": True}, "without echo"),
     Refused("c", "chat_template", {"chat_template": "{{ messages }}"}, "template"),
     Refused("c", "documents", {"documents": [{"text": "a"}]}, "reads no documents"),
+    Refused("cr", "mm_processor_kwargs", {"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs"),
     Refused("t", "prompt_embeds", {"prompt_embeds": "AAAA"}, "prompt-embeds"),
     Refused("r", "prompt", {"prompt": {"id": "x"}}, "prompt template"),
     Refused("r", "background", {"background": True}, "background"),
