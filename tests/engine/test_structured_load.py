@@ -1,4 +1,7 @@
-"""Forty of the load's requests (examples/structured): on the miniature, and on random weights."""
+"""Forty of the load's requests (examples/structured): on the miniature, and on random weights.
+
+With fewer steps and tokens than the load has, for whose result see its README.
+"""
 
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ from engine import Engines, at_rest, forget
 pytestmark = pytest.mark.engine
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "structured"))
-LIMIT = 1024
+LIMIT, STEPS = 96, 4
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +34,14 @@ def answered(load, llm, asked, **options):
 
 
 def test_the_miniature(load, miniature):
-    """What fits costs no forward more than it would cost freely; nearly everything ends."""
+    """What fits costs no forward more than it would cost freely."""
     llm = miniature(async_scheduling=False)
     forget(llm)
     asked = load.requests(every=10)
     fits = [one for one in load.requests() if one.case.name.startswith("fits")][:8:2]
-    answers = answered(load, llm, asked + fits)
-    assert sum(told.ended for told in answers) >= 0.95 * len(answers)
-    free = answered(load, llm, fits, free=True)
-    told = load.summary(fits, answers[-len(fits):], free)
-    print(load.summary(asked, answers[: len(asked)], free), told)
+    answers = answered(load, llm, asked, steps=STEPS)
+    assert sum(told.ended for told in answers) >= 0.8 * len(answers)
+    told = load.summary(fits, answered(load, llm, fits), answered(load, llm, fits, free=True))
     assert told["tokens_a_forward"] > 8 and told["forwards"] < told["forwards_without"] + 2
 
 
@@ -53,7 +54,7 @@ def test_random_weights(load, tmp_path):
     pool = Engines(randomised(Path(MINIATURE), tmp_path / "random"))
     try:
         llm = pool(skip_tokenizer_init=False, max_model_len=1280, block_size=16, max_num_seqs=8)
-        answers = answered(load, llm, load.requests(bounded=True, every=22)[:8], steps=4)
+        answers = answered(load, llm, load.requests(bounded=True, every=24)[:6], steps=STEPS)
     finally:
         pool.close()
     assert all(told.ended for told in answers)
