@@ -54,7 +54,7 @@ def test_random_weights(load, tmp_path):
     pool = Engines(randomised(Path(MINIATURE), tmp_path / "random"))
     try:
         llm = pool(skip_tokenizer_init=False, max_model_len=1280, block_size=16, max_num_seqs=8)
-        answers = answered(load, llm, load.requests(bounded=True, every=24)[:6], steps=STEPS)
+        answers = answered(load, llm, load.requests(bounded=True, every=25)[:6], steps=STEPS)
     finally:
         pool.close()
     assert all(told.ended for told in answers)
