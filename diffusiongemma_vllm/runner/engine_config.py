@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from vllm import envs
 from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.config.diffusion import DiffusionConfig
@@ -46,7 +47,9 @@ class DiffusionGemmaConfig:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """The files were checked before they were read (``compat.record_engine_args``)."""
+        """On CPU FP32 unless the user says otherwise: products in BF16 take ten times as long."""
+        if current_platform.is_cpu() and "dtype" not in given.asked():
+            model_config.dtype = torch.float32
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from modules import edit_json, engine_config
 from vllm import SamplingParams, envs
 from vllm.exceptions import VLLMValidationError
@@ -13,6 +14,7 @@ from diffusiongemma_vllm.runner import scheduler
 from diffusiongemma_vllm.runner.admission import check_knobs
 
 CANVAS = 32
+CUDA = SimpleNamespace(is_cuda=lambda: True, is_cpu=lambda: False)
 
 
 @pytest.fixture
@@ -27,6 +29,12 @@ def test_defaults(configure):
     assert config.attention_config.backend.name == "TRITON_ATTN"
     assert config.scheduler_config.scheduler_cls == module.SCHEDULER
     assert config.num_speculative_tokens == CANVAS
+
+
+def test_on_cpu_products_are_fp32_unless_the_user_says_otherwise(copy):
+    edit_json(copy / "config.json", dtype="bfloat16", text_config__dtype="bfloat16")
+    assert engine_config(copy).model_config.dtype == torch.float32
+    assert engine_config(copy, dtype="bfloat16").model_config.dtype == torch.bfloat16
 
 
 # max-num-seqs and the token budget: a step holds a canvas for every request.
@@ -203,7 +211,7 @@ def graphs(configure, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(module, "_graphs", record)
-            patch.setattr(module, "current_platform", SimpleNamespace(is_cuda=lambda: True))
+            patch.setattr(module, "current_platform", CUDA)
             with pytest.raises(Enough):
                 configure(**options)
         mode, graph_mode, sizes = seen[0]
@@ -239,7 +247,7 @@ def test_a_users_largest_size_is_kept(graphs):
 
 
 def test_sizes_that_cut_a_canvas_are_refused(configure, monkeypatch):
-    monkeypatch.setattr(module, "current_platform", SimpleNamespace(is_cuda=lambda: True))
+    monkeypatch.setattr(module, "current_platform", CUDA)
     with pytest.raises(ValueError, match="must be multiples of the canvas, 32 tokens, got"):
         configure(compilation_config={"cudagraph_capture_sizes": [32, 48]})
 
@@ -251,7 +259,7 @@ def test_a_users_graph_mode_is_kept(graphs, mode):
 
 @pytest.mark.parametrize("mode", ["FULL", "PIECEWISE", "FULL_AND_PIECEWISE"])
 def test_other_graph_modes_are_refused(configure, monkeypatch, mode):
-    monkeypatch.setattr(module, "current_platform", SimpleNamespace(is_cuda=lambda: True))
+    monkeypatch.setattr(module, "current_platform", CUDA)
     with pytest.raises(ValueError, match="cudagraph_mode must be NONE or FULL_DECODE_ONLY, got"):
         configure(compilation_config={"cudagraph_mode": mode})
 
