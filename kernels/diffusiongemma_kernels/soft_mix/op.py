@@ -15,7 +15,7 @@ TOKENS = 16  # a step of theirs
 
 def soft_mix(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float,
+    scale: float, whole: Tensor | None = None, parts: int = 1,
 ) -> Tensor:
     """m[r] = scale * sum_v p[r, v] weight[v]   with p as in ``row_probs``
 
@@ -30,43 +30,50 @@ def soft_mix(
     sets p >= 4^i LEAST that suffices.  A row that needs more than ``LIMIT`` tokens takes the
     product over the whole vocabulary.  Which it takes depends on that row alone and is decided on
     the device; the launches are the same.
+
+    Where reading and weight are one of `parts` parts of a vocabulary, whole [R] f32 is the logsumexp
+    of all of it, and each part may lose DROPPED / parts: the sum of the parts' m has the same bound.
     """
     run = soft_mix_triton if reading.logits.is_cuda else soft_mix_torch
-    return run(reading, temperature, weight, softcap=softcap, scale=scale)
+    return run(
+        reading, temperature, weight, softcap=softcap, scale=scale, whole=whole, parts=parts
+    )
 
 
 def soft_mix_torch(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float,
+    scale: float, whole: Tensor | None = None, parts: int = 1,
 ) -> Tensor:
-    """The same on a CPU, over the whole vocabulary."""
-    _check(reading, temperature, weight)
+    """The same on a CPU, where nothing is left out."""
+    _check(reading, temperature, weight, whole, parts)
+    sums = reading.stats.logsumexp if whole is None else whole
     probs = row_probs_torch(
-        reading.logits, temperature, reading.stats.logsumexp, softcap=softcap, dtype=weight.dtype
+        reading.logits, temperature, sums, softcap=softcap, dtype=weight.dtype
     )
     return (probs @ weight) * scale
 
 
 def soft_mix_triton(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float, config: Config | None = None, limit: int = _config.LIMIT,
+    scale: float, whole: Tensor | None = None, parts: int = 1, config: Config | None = None,
+    limit: int = _config.LIMIT,
 ) -> Tensor:
     """The same by Triton.  `config` and `limit` override the table, for tests and for the bench."""
-    _check(reading, temperature, weight)
+    _check(reading, temperature, weight, whole, parts)
     logits, tops, strip, stats = reading
     (R, V), H = logits.shape, weight.shape[1]
     out = weight.new_empty(R, H)
     if R == 0:
         return out
     cfg = config or _config.choose(target.of(logits.device).capability)
-    cap, sums = softcap or 0.0, stats.logsumexp
+    cap, sums = softcap or 0.0, stats.logsumexp if whole is None else whole
     integers = logits.new_empty(2 * R * limit + 2 * R + 1, dtype=torch.int32)
     strips, tokens, counts, order, total = integers.split([R * limit, R * limit, R, R, 1])
     probs = logits.new_empty(R * limit, dtype=torch.float32)
     _kernel.select[(R,)](
-        logits, tops, temperature, sums, strips, tokens, probs, counts, V, tops.shape[1],
-        logits.stride(0), STRIP=strip, SOFTCAP=cap, LEAST=_config.LEAST, LEVELS=_config.LEVELS,
-        KEPT=1.0 - _config.DROPPED, LIMIT=limit, num_warps=8,
+        logits, tops, temperature, sums, stats.logsumexp, strips, tokens, probs, counts, V,
+        tops.shape[1], logits.stride(0), STRIP=strip, SOFTCAP=cap, LEAST=_config.LEAST,
+        LEVELS=_config.LEVELS, DROPPED=_config.DROPPED, PARTS=parts, LIMIT=limit, num_warps=8,
     )  # fmt: skip
     _kernel.line_up[(1,)](counts, order, total, R, BLOCK=1024, num_warps=4)
     columns = -(-H // COLUMNS)
@@ -93,10 +100,13 @@ def soft_mix_triton(
     return out
 
 
-def _check(reading: Reading, temperature: Tensor, weight: Tensor) -> None:
+def _check(
+    reading: Reading, temperature: Tensor, weight: Tensor, whole: Tensor | None, parts: int
+) -> None:
     (R, V), strips = reading.logits.shape, reading.tops.shape[1]
     assert weight.shape[0] == V and weight.stride(1) == 1, f"{weight.shape=} {V=}"
     assert weight.dtype == reading.logits.dtype, f"{weight.dtype=} {reading.logits.dtype=}"
     assert strips == -(-V // reading.strip), f"{reading.tops.shape=} {reading.strip=}"
     assert reading.tops.is_contiguous() and reading.logits.stride(1) == 1
     assert temperature.shape == (R,) and temperature.dtype == torch.float32, f"{temperature.shape=}"
+    assert (parts > 1) <= (whole is not None), "parts need the whole vocabulary's logsumexp"
