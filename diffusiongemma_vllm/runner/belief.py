@@ -15,6 +15,7 @@ from diffusiongemma_kernels.row_stats import parts
 from diffusiongemma_kernels.row_stats.op import row_stats
 from diffusiongemma_kernels.row_stats.types import RowStats
 from diffusiongemma_kernels.soft_mix.op import soft_mix
+from diffusiongemma_kernels.soft_mix.types import Part
 from diffusiongemma_vllm.denoise.soft_embed import soft_embed
 from diffusiongemma_vllm.model.ranks import Ranks
 from diffusiongemma_vllm.model.rowwise import rowwise
@@ -47,8 +48,8 @@ def believe(
         )
         stats = combined(reading.stats, ranks)
         mixed = soft_mix(
-            reading, temperature, weight, softcap=softcap, scale=scale, whole=stats.logsumexp,
-            parts=ranks.count,
+            reading, temperature, weight, softcap=softcap, scale=scale,
+            part=Part(stats.logsumexp, ranks.count),
         )
         return stats, ranks.sum(mixed)
     if logits is None:

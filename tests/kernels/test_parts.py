@@ -14,6 +14,7 @@ from diffusiongemma_kernels.row_stats.types import RowStats
 from diffusiongemma_kernels.soft_mix import op as soft_mix
 from diffusiongemma_kernels.soft_mix import reference as mean
 from diffusiongemma_kernels.soft_mix._config import DROPPED, Config
+from diffusiongemma_kernels.soft_mix.types import Part
 from diffusiongemma_kernels.testing import ROW_STATS, assert_close
 
 CAP, TEMPERATURES = 30.0, (0.0, 0.4, 0.8, 1.0, 5.0)
@@ -141,7 +142,7 @@ def test_soft_mix(ranks: int, device: str) -> None:
         own = logits[:, cut].contiguous()
         stats = reference.row_stats(own, heat, ints, ints, softcap=CAP, first=cut.start)
         reading = Reading(own, tops(own, STRIP), STRIP, stats)
-        named = dict(softcap=CAP, scale=scale, whole=whole, parts=ranks)
+        named = dict(softcap=CAP, scale=scale, part=Part(whole, ranks))
         both["torch"] += soft_mix.soft_mix_torch(reading, heat, weight[cut], **named)
         before = own.clone()
         both["triton"] += soft_mix.soft_mix_triton(
@@ -152,11 +153,3 @@ def test_soft_mix(ranks: int, device: str) -> None:
     assert_close(both["torch"], want, (1e-4, 1e-4))
     longest = scale * weight.norm(dim=1).max()
     assert ((both["triton"] - want).norm(dim=1) <= (DROPPED + 2e-5) * longest).all()
-
-
-def test_a_part_needs_the_whole_sum() -> None:
-    logits, *rest = make(64, 1.0)
-    stats = op.row_stats(logits, *rest)
-    reading = Reading(logits, tops(logits, STRIP), STRIP, stats)
-    with pytest.raises(AssertionError, match="whole vocabulary's logsumexp"):
-        soft_mix.soft_mix(reading, rest[0], torch.zeros(64, 8), scale=1.0, parts=2)

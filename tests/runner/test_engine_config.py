@@ -142,7 +142,6 @@ def test_steps_alone_leave_the_canvas_to_the_checkpoint(configure):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"tensor_parallel_size": 2}, "with tensor_parallel_size: only one GPU .* --data-parallel"),
         ({"logprobs_mode": "processed_logprobs"}, "log-probabilities are the model.s own"),
         ({"scheduler_cls": "a.B"}, "canvases need our own scheduler; drop --scheduler-cls"),
         ({"structured_outputs_config": {"backend": "outlines"}}, "bounds .* use auto, xgrammar or"),

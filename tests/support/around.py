@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from vocabulary import Held
 
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
@@ -35,7 +36,7 @@ class Side:
         self.gpu = GpuStep(self.state, self.inputs) if by_kernels else None
         weight = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(3)).to(device)
         model = SimpleNamespace(
-            text_config=SimpleNamespace(final_logit_softcapping=30.0), embedding=weight,
+            text_config=SimpleNamespace(final_logit_softcapping=30.0), vocabulary=Held(weight),
             project=lambda hidden: hidden @ weight.T, model=SimpleNamespace(embed_scale=2.0),
             expert_load=SimpleNamespace(take=lambda: None),
         )

@@ -26,7 +26,8 @@ def lm_head(
     """logits = hidden weight^T, summed in fp32 and rounded, and row_stats(logits, ...)
 
     hidden [R, H]; weight [V, H], of one dtype, which the logits [R, V] have too; the rest as in
-    ``row_stats``; first: the token of weight's first row.  The statistics are those of the rounded logits, with the same noise.
+    ``row_stats``; first: the token of weight's first row.  The statistics are those of the rounded
+    logits, with the same noise.
     `batch_invariant`: a row's bits do not depend on the other rows.
     """
     if not hidden.is_cuda:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_kernels import noise, target
-from diffusiongemma_kernels.row_stats import _config, _kernel, _torch
+from diffusiongemma_kernels.row_stats import _config, _kernel, _torch, parts
 from diffusiongemma_kernels.row_stats._config import Config
 from diffusiongemma_kernels.row_stats.types import STRIP, RowStats
 
@@ -129,8 +129,8 @@ def empty(logits: Tensor) -> RowStats:
 
 def group(first: int) -> int:
     """Which of the groups of tokens that share calls of Philox begins with token `first`."""
-    assert first % (noise.LANES * noise.WORDS) == 0, f"{first=}"
-    return first // (noise.LANES * noise.WORDS)
+    assert first % parts.GROUP == 0, f"{first=}"
+    return first // parts.GROUP
 
 
 def check(

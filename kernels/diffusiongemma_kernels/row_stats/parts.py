@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from diffusiongemma_kernels import noise
 from diffusiongemma_kernels.row_stats.types import RowStats
 
+GROUP = noise.LANES * noise.WORDS  # tokens, of which a GPU's part is a multiple
 MOST_TOKENS = 2**24  # that fp32 can tell apart
 
 

@@ -8,6 +8,7 @@ from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_probs.op import row_probs_torch
 from diffusiongemma_kernels.soft_mix import _config, _kernel
 from diffusiongemma_kernels.soft_mix._config import Config
+from diffusiongemma_kernels.soft_mix.types import Part
 
 COLUMNS = 512  # of the embedding, a program of the sums that gather
 TOKENS = 16  # a step of theirs
@@ -15,7 +16,7 @@ TOKENS = 16  # a step of theirs
 
 def soft_mix(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float, whole: Tensor | None = None, parts: int = 1,
+    scale: float, part: Part | None = None,
 ) -> Tensor:
     """m[r] = scale * sum_v p[r, v] weight[v]   with p as in ``row_probs``
 
@@ -31,22 +32,20 @@ def soft_mix(
     product over the whole vocabulary.  Which it takes depends on that row alone and is decided on
     the device; the launches are the same.
 
-    Where reading and weight are one of `parts` parts of a vocabulary, whole [R] f32 is the logsumexp
-    of all of it, and each part may lose DROPPED / parts: the sum of the parts' m has the same bound.
+    `part`: reading and weight are one of several parts of a vocabulary.  p is then of all of it,
+    and each part may lose DROPPED / parts: the sum of the parts' m has the same bound.
     """
     run = soft_mix_triton if reading.logits.is_cuda else soft_mix_torch
-    return run(
-        reading, temperature, weight, softcap=softcap, scale=scale, whole=whole, parts=parts
-    )
+    return run(reading, temperature, weight, softcap=softcap, scale=scale, part=part)
 
 
 def soft_mix_torch(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float, whole: Tensor | None = None, parts: int = 1,
+    scale: float, part: Part | None = None,
 ) -> Tensor:
     """The same on a CPU, where nothing is left out."""
-    _check(reading, temperature, weight, whole, parts)
-    sums = reading.stats.logsumexp if whole is None else whole
+    _check(reading, temperature, weight)
+    sums = reading.stats.logsumexp if part is None else part.logsumexp
     probs = row_probs_torch(
         reading.logits, temperature, sums, softcap=softcap, dtype=weight.dtype
     )
@@ -55,18 +54,18 @@ def soft_mix_torch(
 
 def soft_mix_triton(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float, whole: Tensor | None = None, parts: int = 1, config: Config | None = None,
+    scale: float, part: Part | None = None, config: Config | None = None,
     limit: int = _config.LIMIT,
 ) -> Tensor:
     """The same by Triton.  `config` and `limit` override the table, for tests and for the bench."""
-    _check(reading, temperature, weight, whole, parts)
+    _check(reading, temperature, weight)
     logits, tops, strip, stats = reading
     (R, V), H = logits.shape, weight.shape[1]
     out = weight.new_empty(R, H)
     if R == 0:
         return out
     cfg = config or _config.choose(target.of(logits.device).capability)
-    cap, sums = softcap or 0.0, stats.logsumexp if whole is None else whole
+    cap, (sums, parts) = softcap or 0.0, part or Part(stats.logsumexp, 1)
     integers = logits.new_empty(2 * R * limit + 2 * R + 1, dtype=torch.int32)
     strips, tokens, counts, order, total = integers.split([R * limit, R * limit, R, R, 1])
     probs = logits.new_empty(R * limit, dtype=torch.float32)
@@ -100,13 +99,10 @@ def soft_mix_triton(
     return out
 
 
-def _check(
-    reading: Reading, temperature: Tensor, weight: Tensor, whole: Tensor | None, parts: int
-) -> None:
+def _check(reading: Reading, temperature: Tensor, weight: Tensor) -> None:
     (R, V), strips = reading.logits.shape, reading.tops.shape[1]
     assert weight.shape[0] == V and weight.stride(1) == 1, f"{weight.shape=} {V=}"
     assert weight.dtype == reading.logits.dtype, f"{weight.dtype=} {reading.logits.dtype=}"
     assert strips == -(-V // reading.strip), f"{reading.tops.shape=} {reading.strip=}"
     assert reading.tops.is_contiguous() and reading.logits.stride(1) == 1
     assert temperature.shape == (R,) and temperature.dtype == torch.float32, f"{temperature.shape=}"
-    assert (parts > 1) <= (whole is not None), "parts need the whole vocabulary's logsumexp"
