@@ -1,0 +1,116 @@
+"""Several ranks without processes: threads that exchange tensors, or one rank that hears nobody."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffusiongemma_vllm.model.ranks import Ranks
+
+
+class Table:
+    """Where so many threads put down tensors and take up everybody's."""
+
+    def __init__(self, seats):
+        self.barrier = threading.Barrier(seats, timeout=60)
+        self.parts = [None] * seats
+
+    def exchange(self, rank, x):
+        self.parts[rank] = x.clone()
+        self.barrier.wait()
+        found = list(self.parts)
+        self.barrier.wait()
+        return found
+
+
+class Seated(Ranks):
+    """A rank of ``together``."""
+
+    def __init__(self, rank, count, table):
+        super().__init__(rank, count)
+        object.__setattr__(self, "table", table)
+
+    def sum(self, x):
+        return torch.stack(self.table.exchange(self.rank, x)).sum(0)
+
+    def gather(self, x):
+        return torch.stack(self.table.exchange(self.rank, x))
+
+    def join(self, x):
+        return torch.cat(self.table.exchange(self.rank, x), -1)
+
+
+def together(count, function):
+    """function(ranks) on every rank at once; the results, rank by rank."""
+    table, results, errors = Table(count), [None] * count, []
+
+    def run(rank):
+        try:
+            results[rank] = function(Seated(rank, count, table))
+        except BaseException as error:
+            errors.append(error)
+            table.barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        if not isinstance(error, threading.BrokenBarrierError):
+            raise error
+    assert not errors, errors
+    return results
+
+
+@contextmanager
+def pretending(rank, count):
+    """vLLM's layers are made as this rank's, and hear nothing of the others."""
+    from vllm.distributed import communication_op, parallel_state
+
+    group = SimpleNamespace(rank_in_group=rank, world_size=count, all_reduce=lambda x: x)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (parallel_state, communication_op):
+            patch.setattr(module, "get_tp_group", lambda: group)
+        yield
+
+
+# Sent to workers, whose ``sys.path`` is that of the tests.
+
+
+def record(worker):
+    """From now on keep the logits of every denoise step, softcapped, and of whom they are."""
+    from diffusiongemma_vllm.runner.sampler import DiffusionSampler
+
+    sampler = worker.model_runner.sampler
+    assert isinstance(sampler, DiffusionSampler)
+    sampler.seen = []
+    guess = sampler._guess
+
+    def _guess(hidden, slots, slots_np):
+        if sampler.recording and len(slots_np):
+            logits = sampler._capped(sampler.model.project(hidden))
+            sampler.seen.append((slots_np.tolist(), logits.clone()))
+        return guess(hidden, slots, slots_np)
+
+    sampler._guess, sampler.recording = _guess, True
+
+
+def recorded(worker):
+    """What was kept since ``record``, which ends here."""
+    sampler = worker.model_runner.sampler
+    seen, sampler.seen, sampler.recording = sampler.seen, [], False
+    del sampler._guess
+    return seen
+
+
+def state(worker):
+    """Every tensor of the slots' state."""
+    found = {}
+    for owner in (worker.model_runner.sampler.state, worker.model_runner.sampler.state.knobs):
+        found |= {n: x.clone() for n, x in vars(owner).items() if isinstance(x, torch.Tensor)}
+    return found
