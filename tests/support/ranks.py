@@ -114,3 +114,25 @@ def state(worker):
     for owner in (worker.model_runner.sampler.state, worker.model_runner.sampler.state.knobs):
         found |= {n: x.clone() for n, x in vars(owner).items() if isinstance(x, torch.Tensor)}
     return found
+
+
+def poison(worker, rank):
+    """On one rank alone an expert's numbers are none any more, until ``heal``."""
+    if worker.rank == rank:
+        experts = worker.model_runner.model.model.layers[0].experts
+        experts.healthy = experts.down_proj.data.clone()
+        experts.down_proj.data.fill_(torch.nan)
+
+
+def heal(worker, rank):
+    if worker.rank == rank:
+        experts = worker.model_runner.model.model.layers[0].experts
+        experts.down_proj.data.copy_(experts.healthy)
+        del experts.healthy
+
+
+def held(worker):
+    """Numbers of the experts, and heads of keys in each kind of layer, on this rank."""
+    model = worker.model_runner.model.model
+    experts = sum(x.numel() for layer in model.layers for x in layer.experts.parameters())
+    return experts, {layer.self_attn.kind: layer.self_attn.kv_heads for layer in model.layers}
