@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,7 @@ def test_registration_loads_no_model_code():
     """The architecture is a lazy string until an engine is made; registering twice is once."""
     code = """
 import sys
+import sysconfig
 from vllm.plugins import load_general_plugins
 load_general_plugins()
 from vllm.engine.arg_utils import EngineArgs
@@ -125,3 +128,16 @@ def test_imports_point_one_way():
         [linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_no_helper_hides_another():
+    """Helpers of tests and examples are found by name on one path: each name is one file's."""
+    files = [
+        path for folder in ("tests", "examples") for path in (ROOT / folder).rglob("*.py")
+        if not path.stem.startswith(("test_", "__")) and path.stem != "conftest"
+    ]  # fmt: skip
+    names = Counter(path.stem for path in files)
+    assert [name for name, count in names.items() if count > 1] == []
+    site = Path(sysconfig.get_path("purelib"))
+    taken = {path.stem for path in site.iterdir()} | sys.stdlib_module_names
+    assert sorted(taken & set(names)) == []

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from drawings import GRID
 from export import VISION
 from model import GatedMLP, Linear, Miniature, Norm, rotate
-from pictures import GRID
 from torch import Tensor, nn
 
 from diffusiongemma_vllm.media.pixels import positions

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import train as text
+from drawings import TASKS, Seen, expanded, heldout, stream
 from export import save_checkpoint
 from eyes import SOFT, Scene, Seeing
 from loader import CANVAS, Batch, load
 from objective import loss_of
-from pictures import TASKS, Seen, expanded, heldout, stream
 from sampler import Rules, sample_canvas
 from tokens import PAD, STOP, encode
 from torch import Tensor

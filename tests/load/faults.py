@@ -11,7 +11,7 @@ from threading import Thread
 import load
 import server as served
 from load import Pool
-from outcome import Outcome, Record
+from record import Outcome, Record
 
 from diffusiongemma_vllm.cli.server import Server
 

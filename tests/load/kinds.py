@@ -12,8 +12,8 @@ from typing import Protocol
 import ask
 import httpx
 from ask import Refused
-from hostile import BODIES
-from outcome import Outcome
+from bodies import BODIES
+from record import Outcome
 
 from diffusiongemma_vllm.evaluation.heldout import DATA
 

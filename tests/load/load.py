@@ -10,7 +10,7 @@ import ask
 import httpx
 from ask import Refused
 from kinds import KINDS, Kind
-from outcome import Outcome, Record
+from record import Outcome, Record
 
 
 @dataclass

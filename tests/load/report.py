@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 
-from outcome import Outcome, Record
+from record import Outcome, Record
 
 BAD = (Outcome.WRONG, Outcome.LOST)
 FLAT = 1.05  # memory of the last quarter over that of the second

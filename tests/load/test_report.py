@@ -14,10 +14,10 @@ def modules():
     """The driver's modules, which it finds beside itself."""
     before = dict(sys.modules)
     sys.path.insert(0, HERE)
-    import outcome
+    import record
     import report
 
-    yield report, outcome
+    yield report, record
     sys.path.remove(HERE)
     for name in set(sys.modules) - set(before):
         if str(getattr(sys.modules[name], "__file__", "")).startswith(HERE):
@@ -26,10 +26,10 @@ def modules():
 
 @pytest.fixture
 def good(modules):
-    report, outcome = modules
-    records = [outcome.Record("chat", outcome.Outcome.RIGHT, 1.0),
-               outcome.Record("hostile", outcome.Outcome.REFUSED, 0.1),
-               outcome.Record("vanishing", outcome.Outcome.LEFT, 9.0)]
+    report, record = modules
+    records = [record.Record("chat", record.Outcome.RIGHT, 1.0),
+               record.Record("hostile", record.Outcome.REFUSED, 0.1),
+               record.Record("vanishing", record.Outcome.LEFT, 9.0)]
     memory = [(float(i), (1000 + i % 3) << 20) for i in range(100)]
     return report.Report(records, 3600.0, memory, {}, 5.0, [("stops", True, "1 s")])
 

@@ -6,9 +6,9 @@ from random import Random
 import pytest
 import torch
 import train_eyes
+from drawings import COLOURS, GRID, TASKS, expanded, heldout, stream
 from export import save_checkpoint
 from eyes import SOFT, Scene, Seeing
-from pictures import COLOURS, GRID, TASKS, expanded, heldout, stream
 from sampler import Rules
 from tokens import VOCAB, encode
 
