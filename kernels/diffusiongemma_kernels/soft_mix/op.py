@@ -86,15 +86,15 @@ def soft_mix_triton(
         logits, temperature, sums, order, total, V, logits.stride(0),
         SOFTCAP=cap, BLOCK=4096, num_warps=8,
     )  # fmt: skip
-    parts = logits.new_empty((cfg.splits, R, H), dtype=torch.float32)
+    splits = logits.new_empty((cfg.splits, R, H), dtype=torch.float32)
     _kernel.mix_all[(-(-H // cfg.block_h), -(-R // cfg.block_m), cfg.splits)](
-        logits, weight, order, total, parts, R, V, H, logits.stride(0), weight.stride(0),
+        logits, weight, order, total, splits, R, V, H, logits.stride(0), weight.stride(0),
         BLOCK_M=cfg.block_m, BLOCK_H=cfg.block_h, BLOCK_K=cfg.block_k,
         EVEN_K=V % cfg.block_k == 0, EVEN_H=H % cfg.block_h == 0,
         num_warps=cfg.warps, num_stages=cfg.stages,
     )  # fmt: skip
     _kernel.add_splits[(R, columns)](
-        parts, order, total, out, R, H, scale, SPLITS=cfg.splits, BLOCK_H=COLUMNS, num_warps=4
+        splits, order, total, out, R, H, scale, SPLITS=cfg.splits, BLOCK_H=COLUMNS, num_warps=4
     )
     return out
 
