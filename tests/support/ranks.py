@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -82,8 +83,19 @@ def pretending(rank, count):
 # Sent to workers, whose ``sys.path`` is that of the tests.
 
 
+class Seen(NamedTuple):
+    """What one denoise step of a canvas read, and the logits [C, V], softcapped, it came to.
+
+    canvas: request, position of its first token, how often it was drawn again.  tokens: [C] i64.
+    """
+
+    canvas: tuple[str, int, int]
+    tokens: torch.Tensor
+    logits: torch.Tensor
+
+
 def record(worker):
-    """From now on keep the logits of every denoise step, softcapped, and of whom they are."""
+    """From now on keep a ``Seen`` of every canvas in every denoise step."""
     from diffusiongemma_vllm.runner.sampler import DiffusionSampler
 
     sampler = worker.model_runner.sampler
@@ -92,19 +104,27 @@ def record(worker):
     guess = sampler._guess
 
     def _guess(hidden, slots, slots_np):
-        if sampler.recording and len(slots_np):
+        if len(slots_np):
+            canvas = sampler.state.gather(slots)
             logits = sampler._capped(sampler.model.project(hidden))
-            sampler.seen.append((slots_np.tolist(), logits.clone()))
+            names = [sampler.req_states.index_to_req_id[slot] for slot in slots_np.tolist()]
+            sampler.seen += [
+                Seen((name.rsplit("-", 1)[0], base, roll), tokens, found)
+                for name, base, roll, tokens, found in zip(
+                    names, canvas.base.tolist(), canvas.roll.tolist(), canvas.tokens,
+                    logits.clone().unflatten(0, (len(names), -1)), strict=True,
+                )
+            ]
         return guess(hidden, slots, slots_np)
 
-    sampler._guess, sampler.recording = _guess, True
+    sampler._guess = _guess
 
 
 def recorded(worker):
     """What was kept since ``record``, which ends here."""
     sampler = worker.model_runner.sampler
-    seen, sampler.seen, sampler.recording = sampler.seen, [], False
-    del sampler._guess
+    seen = sampler.seen
+    del sampler._guess, sampler.seen
     return seen
 
 
