@@ -46,7 +46,7 @@ def by_canvas(seen):
 
 
 def compare(one, two, asks):
-    """one, two: engines of one rank and of two, which answer alike; ``serve``'s outputs of both.
+    """one, two: engines of one rank and of two  ->  ``serve``'s outputs of both, equal in text
 
     The logits of every canvas are compared step by step as long as the same tokens were read.
     Rounding that tips one draw of thousands makes other canvases on the way to the same text.
@@ -72,7 +72,7 @@ def compare(one, two, asks):
     print(f"of {len(pair)} canvases")
     assert max(errors.values()) <= TOLERANCE
     same_state(two)
-    return want, got, len(errors) / len(first)
+    return want, got
 
 
 def same_state(llm):
@@ -106,7 +106,7 @@ def test_by_tensor(main, checkpoint, prompts):
         checkpoint, tensor_parallel_size=2, max_model_len=1024, block_size=16,
         override_generation_config={"max_denoising_steps": 4},
     ) as two:
-        want, got, _ = compare(one, two, asks)
+        want, got = compare(one, two, asks)
         torch.testing.assert_close(scores(got[2]), scores(want[2]), rtol=1e-4, atol=1e-4)
         (all_experts, heads), = one.collective_rpc(held)
         assert heads == {"sliding_attention": 2, "full_attention": 1}
@@ -134,10 +134,13 @@ def test_by_experts(miniature):
         )
         return ask(ids, ignore_eos=False, max_tokens=60, **options)
 
+    # Questions that it was taught.  On others rounding grows: one rank whose sums are taken in two
+    # halves is 3e-4 off itself.
     asks = [
         chat(PERSON, seed=1, structured_outputs=StructuredOutputsParams(json=SCHEMA)),
         chat(PERSON, seed=2, top_k=20, logprobs=2),
-        chat("What is 3 plus 4?", seed=3),
+        chat("What is 27 + 38?", seed=3),
+        chat("What is the weather in Cairo?", seed=4),
     ]
     with engine(
         MINIATURE, tensor_parallel_size=2, enable_expert_parallel=True, skip_tokenizer_init=False,
