@@ -13,16 +13,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from diffusiongemma_kernels.norms.op import enter, leave
 from diffusiongemma_kernels.norms.types import Entry, Exit
 from diffusiongemma_vllm.model.attention import LayerAttention
-from diffusiongemma_vllm.model.experts import build_experts
+from diffusiongemma_vllm.model.experts import OurExperts, build_experts
 from diffusiongemma_vllm.model.mlp import GatedMLP, SelfConditioning
 from diffusiongemma_vllm.model.moe import Router
+from diffusiongemma_vllm.model.ranks import Ranks
 from diffusiongemma_vllm.model.rope import Rope
 from diffusiongemma_vllm.model.rowwise import rowwise
+from diffusiongemma_vllm.model.vocabulary import Vocabulary
 
 
 class Layer(nn.Module):
@@ -61,6 +62,7 @@ class Layer(nn.Module):
         self.register_buffer("decoder_scalar", torch.ones(1))
         self.scalars_differ = False
         self.eps = config.rms_norm_eps
+        self.ranks = Ranks.here()
 
     def after_attention(
         self, x: Tensor, mixed: Tensor, denoising: Tensor | None, following: Tensor
@@ -80,8 +82,14 @@ class Layer(nn.Module):
         x, for_mlp, for_experts, for_router = enter(
             x, self.self_attn.o_proj(mixed), before, self.eps
         )
-        dense, experts = self.mlp(for_mlp), self.experts(for_experts, self.router(for_router))
+        dense = self.mlp(for_mlp)
+        experts = self.all_experts(for_experts, self.router(for_router))
         return leave(x, dense, experts, behind, self.scalar(denoising), self.eps)
+
+    def all_experts(self, x: Tensor, scores: Tensor) -> Tensor:
+        """x: [T, H]  scores: [T, E]  ->  [T, H], of the experts of all ranks"""
+        found = self.experts(x, scores)
+        return self.ranks.sum(found) if isinstance(self.experts, OurExperts) else found
 
     def scalar(self, denoising: Tensor | None) -> Tensor:
         if denoising is None or not self.scalars_differ:
@@ -105,8 +113,8 @@ class Backbone(nn.Module):
         self, config: Any, *, cache_config: Any, quant_config: Any, prefix: str
     ) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(
-            config.vocab_size, config.hidden_size, prefix=f"{prefix}.embed_tokens"
+        self.embed_tokens = Vocabulary(
+            config.vocab_size, config.hidden_size, f"{prefix}.embed_tokens"
         )
         self.self_conditioning = SelfConditioning(config, f"{prefix}.self_conditioning")
         self.layers = nn.ModuleList(

@@ -19,9 +19,10 @@ from diffusiongemma_kernels.moe_gemm.types import Dense
 from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
 from diffusiongemma_kernels.moe_gemm_fp4.op import moe_fp4
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4
-from diffusiongemma_kernels.route.op import route
 from diffusiongemma_vllm.model import selfcheck
-from diffusiongemma_vllm.model.moe import Router, TorchExperts
+from diffusiongemma_vllm.model.moe import Router, Routing, TorchExperts
+from diffusiongemma_vllm.model.place import Place
+from diffusiongemma_vllm.model.share import Share
 from diffusiongemma_vllm.nvfp4 import Nvfp4ExpertsConfig
 
 SIGN, NAN = 0x80, 0x7F  # bits of e4m3
@@ -35,18 +36,18 @@ def multiplies_fp4(device: torch.device) -> bool:
 
 
 def run_kernels(
-    x: Tensor, scores: Tensor, router: Router, top_k: int, gate_up: Weights, down: Weights
+    x: Tensor, scores: Tensor, routing: Routing, gate_up: Weights, down: Weights
 ) -> Tensor:
     """x: [T, H]  scores: [T, E]  ->  [T, H]"""
-    weights, ids = route(scores, top_k, router.per_expert_scale)
+    weights, ids = routing(scores)
     return moe(x, ids, weights, gate_up, down, batch_invariant=envs.VLLM_BATCH_INVARIANT)
 
 
 class DenseExperts(TorchExperts):
     """The experts of a BF16 checkpoint by our kernels."""
 
-    def __init__(self, config: Any, router: Router) -> None:
-        super().__init__(config, router)
+    def __init__(self, config: Any, router: Router, share: Share) -> None:
+        super().__init__(config, router, share)
         self.config = config
         self.quant_method = Prepare()  # vLLM calls it once the weights are there
 
@@ -57,40 +58,40 @@ class DenseExperts(TorchExperts):
             return self.gate_up_proj[expert].float(), self.down_proj[expert].float()
 
         selfcheck.check(
-            self, weights, self.config, self.router[0], limit=BF16_ROUNDING,
+            self, weights, self.config, self.routing, limit=BF16_ROUNDING,
             device=self.down_proj.device,
         )
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """x: [T, H]  scores: [T, E]  ->  [T, H]"""
         gate_up, down = Dense(self.gate_up_proj), Dense(self.down_proj)
-        return run_kernels(x, scores, self.router[0], self.top_k, gate_up, down)
+        return run_kernels(x, scores, self.routing, gate_up, down)
 
 
 class PackedExperts(nn.Module):
     """NVFP4 experts in the order in which our kernels read them."""
 
-    def __init__(self, top_k: int, router: Router, gate_up: NVFP4, down: NVFP4) -> None:
+    def __init__(self, routing: Routing, gate_up: NVFP4, down: NVFP4) -> None:
         super().__init__()
-        self.top_k, self.router = top_k, [router]
+        self.routing = routing
         self.gate_up, self.down = pack(*gate_up, gate_up=True), pack(*down, gate_up=False)
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """x: [T, H]  scores: [T, E]  ->  [T, H]"""
-        return run_kernels(x, scores, self.router[0], self.top_k, self.gate_up, self.down)
+        return run_kernels(x, scores, self.routing, self.gate_up, self.down)
 
 
 class Fp4Experts(nn.Module):
     """NVFP4 experts as they are stored, whose activations are rounded to NVFP4 too."""
 
-    def __init__(self, top_k: int, router: Router, gate_up: Fp4, down: Fp4) -> None:
+    def __init__(self, routing: Routing, gate_up: Fp4, down: Fp4) -> None:
         super().__init__()
-        self.top_k, self.router = top_k, [router]
+        self.routing = routing
         self.gate_up, self.down = gate_up, down
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """x: [T, H]  scores: [T, E]  ->  [T, H]"""
-        weights, ids = route(scores, self.top_k, self.router[0].per_expert_scale)
+        weights, ids = self.routing(scores)
         invariant = envs.VLLM_BATCH_INVARIANT
         return moe_fp4(x, ids, weights, self.gate_up, self.down, batch_invariant=invariant)
 
@@ -98,7 +99,8 @@ class Fp4Experts(nn.Module):
 class Nvfp4Experts(nn.Module):
     """The experts of a checkpoint in NVIDIA's layout.
 
-    Loaded as they are stored, then turned once into what runs here.  F: expert width.
+    Loaded as they are stored, then turned once into what runs here.  E, F: experts and their width,
+    of ``share``, whose part of the sum over experts comes out.
     gate_up_weight: [E, 2, F, H / 2] u8, gate first.  gate_up_weight_scale: [E, 2, F, H / 16] e4m3.
     gate_up_weight_scale_2, gate_up_input_scale: [E, 2] f32.
     down_weight: [E, H, F / 2] u8.  down_weight_scale: [E, H, F / 16] e4m3.
@@ -112,15 +114,18 @@ class Nvfp4Experts(nn.Module):
     down_weight_scale: Tensor
     down_weight_scale_2: Tensor
 
-    def __init__(self, config: Any, router: Router, *, input_scales: bool) -> None:
+    def __init__(
+        self, config: Any, router: Router, share: Share, *, input_scales: bool
+    ) -> None:
         super().__init__()
-        E, H, F = config.num_experts, config.hidden_size, config.moe_intermediate_size
-        if H % BLOCK or F % BLOCK:
+        H, width = config.hidden_size, config.moe_intermediate_size
+        if H % BLOCK or width % BLOCK:
             raise ValueError(
                 f"config.json: NVFP4 experts need hidden_size and moe_intermediate_size in "
-                f"multiples of {BLOCK}, found {H} and {F}; serve the BF16 checkpoint instead"
+                f"multiples of {BLOCK}, found {H} and {width}; serve the BF16 checkpoint instead"
             )
-        self.config, self.router = config, [router]  # in a list: not a submodule of this one
+        E, F = share.count, share.width
+        self.config, self.routing = config, Routing(config.top_k_experts, router, share)
         self.dtype = torch.get_default_dtype()  # vLLM sets it to the model's while it builds
         self.input_scales = input_scales
         self.checked = False
@@ -139,18 +144,35 @@ class Nvfp4Experts(nn.Module):
         place = nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
         self.register_parameter(name, place)
 
-    def places(self) -> dict[str, Tensor]:
+    def places(self) -> dict[str, Place]:
         """The checkpoint's names below ``experts.`` -> where they are loaded."""
-        found = {}
+        found, mine = {}, self.routing.share.experts
         for name, parameter in self.named_parameters():
             projection, _, leaf = name.removeprefix("gate_").partition("_")
-            for expert, place in enumerate(parameter.data):
+            for expert in range(self.config.num_experts):
+                held = mine.start <= expert < mine.stop
+                place = parameter.data[expert - mine.start] if held else None
                 if projection == "down":
-                    found[f"{expert}.down_proj.{leaf}"] = place
-                else:
-                    found[f"{expert}.gate_proj.{leaf}"] = place[0]
-                    found[f"{expert}.up_proj.{leaf}"] = place[1]
+                    found[f"{expert}.down_proj.{leaf}"] = self._place(place, leaf, down=True)
+                    continue
+                for i, half in enumerate(("gate_proj", "up_proj")):
+                    part = None if place is None else place[i]
+                    found[f"{expert}.{half}.{leaf}"] = self._place(part, leaf, down=False)
         return found
+
+    def _place(self, tensor: Tensor | None, leaf: str, *, down: bool) -> Place:
+        H, F = self.config.hidden_size, self.config.moe_intermediate_size
+        rows, K = (H, F) if down else (F, H)
+        packed = {"weight": (torch.uint8, 2), "weight_scale": (torch.float8_e4m3fn, BLOCK)}
+        if leaf not in packed:
+            return Place(tensor, (), torch.float32)
+        dtype, each = packed[leaf]
+        mine = self.routing.share.columns
+        columns = slice(mine.start // each, mine.stop // each)
+        return Place(
+            tensor, (rows, K // each), dtype,
+            (lambda whole: whole[:, columns]) if down else (lambda whole: whole[mine]),
+        )
 
     def gate_up(self) -> NVFP4:
         """codes [E, 2 F, H / 2], scales [E, 2 F, H / 16], global scale [E]"""
@@ -175,7 +197,10 @@ class Nvfp4Experts(nn.Module):
     def check(self, checkpoints_name: str) -> None:
         """Raises ValueError naming the first expert whose scales cannot be."""
 
-        def complain(expert: int, what: str) -> None:
+        first = self.routing.share.experts.start
+
+        def complain(local: int, what: str) -> None:
+            expert = first + local
             raise ValueError(
                 f"checkpoint: {checkpoints_name}.{expert}: {what}. Quantise the checkpoint again "
                 "(diffusiongemma-vllm quantize) or download it again."
@@ -209,13 +234,12 @@ class Nvfp4Experts(nn.Module):
             return
         if not self.checked:
             self._correct_dummy()
-        top_k, router = self.config.top_k_experts, self.router[0]
         if not self.gate_up_weight.is_cuda:
             self.run = self._dense()
         elif self.input_scales and multiplies_fp4(self.gate_up_weight.device):
-            self.run = Fp4Experts(top_k, router, *self.with_input_scales())
+            self.run = Fp4Experts(self.routing, *self.with_input_scales())
         else:
-            self.run = PackedExperts(top_k, router, self.gate_up(), self.down())
+            self.run = PackedExperts(self.routing, self.gate_up(), self.down())
         if self.gate_up_weight.is_cuda:
             self._prove(self.run)
         for name in [name for name, _ in self.named_parameters(recurse=False)]:
@@ -229,7 +253,7 @@ class Nvfp4Experts(nn.Module):
             return next(both).float(), next(both).float()
 
         selfcheck.check(
-            run, weights, self.config, self.router[0], device=self.gate_up_weight.device,
+            run, weights, self.config, self.routing, device=self.gate_up_weight.device,
             limit=NVFP4_ROUNDING if isinstance(run, Fp4Experts) else BF16_ROUNDING,
         )
 
@@ -243,7 +267,9 @@ class Nvfp4Experts(nn.Module):
     def _dense(self) -> TorchExperts:
         """Plain torch with the same numbers, expert by expert."""
         with torch.device(self.down_weight.device):
-            experts = TorchExperts(self.config, self.router[0], self.dtype)
+            experts = TorchExperts(
+                self.config, self.routing.router, self.routing.share, self.dtype
+            )
         for ours, theirs in ((experts.gate_up_proj, self.gate_up()),
                              (experts.down_proj, self.down())):
             for e in range(len(ours)):
@@ -254,6 +280,9 @@ class Nvfp4Experts(nn.Module):
         """x: [T, H]  scores: [T, E]  ->  [T, H]"""
         assert self.run is not None, "the experts' weights are not loaded"
         return self.run(x, scores)
+
+
+OurExperts = TorchExperts | Nvfp4Experts
 
 
 class Prepare(QuantizeMethodBase):
@@ -273,14 +302,17 @@ class Prepare(QuantizeMethodBase):
 def build_experts(config: Any, router: Router, quant_config: Any, prefix: str) -> nn.Module:
     """Ours for BF16 and for NVFP4 experts, and for everything on CPU; vLLM's for the rest.
 
-    The rest, on a GPU: other quantised formats, and weights served in FP16 or FP32.
+    The rest, on a GPU: other quantised formats, and weights served in FP16 or FP32.  vLLM's give
+    out the sum over all ranks, ours this rank's part of it.
     """
+    share = Share.here(config)
     if isinstance(quant_config, Nvfp4ExpertsConfig):
-        return Nvfp4Experts(config, router, input_scales=quant_config.description.input_scales)
+        scaled = quant_config.description.input_scales
+        return Nvfp4Experts(config, router, share, input_scales=scaled)
     if current_platform.is_cpu():
-        return TorchExperts(config, router)
+        return TorchExperts(config, router, share)
     if quant_config is None and torch.get_default_dtype() == torch.bfloat16:
-        return DenseExperts(config, router)
+        return DenseExperts(config, router, share)
     return FusedMoEFactory(
         num_experts=config.num_experts,
         top_k=config.top_k_experts,

@@ -7,17 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.model_executor.layers.linear import (
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from diffusiongemma_vllm.model.experts import Nvfp4Experts
-from diffusiongemma_vllm.model.moe import TorchExperts
+from diffusiongemma_vllm.model.experts import Nvfp4Experts, OurExperts
+from diffusiongemma_vllm.model.place import Place
 from diffusiongemma_vllm.model.weights import Shard, Target, shared_kv, source, target
 
 SHOWN = 8
 
 Key = tuple[str, Shard]  # a parameter of ours, or a part of experts, and the shard of it
-OurExperts = TorchExperts | Nvfp4Experts
 
 
 def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -79,14 +83,14 @@ class _Mismatch(ValueError):
 
 
 def _expected(
-    model: nn.Module, modules: dict[str, nn.Module], experts: dict[str, dict[str, Tensor]]
+    model: nn.Module, modules: dict[str, nn.Module], experts: dict[str, dict[str, Place]]
 ) -> dict[Key, tuple[int, ...]]:
-    """Every parameter and persistent buffer, stacked ones once a shard, with its shape.
+    """Every parameter and persistent buffer, stacked ones once a shard, with its shape, whole.
 
     The shards of vLLM's quantised experts are counted by its own loader.
     """
     shapes: dict[Key, tuple[int, ...]] = {
-        (f"{prefix}.{name}", None): tuple(place.shape)
+        (f"{prefix}.{name}", None): place.shape
         for prefix, places in experts.items() for name, place in places.items()
     }
     state = model.state_dict(keep_vars=True)
@@ -94,21 +98,32 @@ def _expected(
         prefix = name.rpartition(".")[0]
         if name.startswith("lm_head.") or ".attn." in name or prefix in experts:
             continue
-        shape = tuple(place.shape)
-        owner = modules[prefix]
-        if "qkv_proj" in name:
-            shards: tuple[Shard, ...] = ("q", "k", "v")
-        elif "gate_up_proj" in name and ".experts." not in name:
-            shards = (0, 1)
-        else:
-            shards = (None,)
-            if isinstance(owner, VocabParallelEmbedding):  # its rows are padded
-                shape = (owner.org_vocab_size, *shape[1:])
-        rows: Any = owner.output_sizes if len(shards) > 1 else shape[:1]
-        for i, shard in enumerate(shards):
-            share = tuple(n * rows[i] // sum(rows) for n in shape[:1])
-            shapes[name, shard] = share + shape[1:]
+        for shard, shape in _whole(modules[prefix], name.rpartition(".")[2], tuple(place.shape)):
+            shapes[name, shard] = shape
     return shapes
+
+
+def _whole(
+    owner: Any, leaf: str, held: tuple[int, ...]
+) -> Iterable[tuple[Shard, tuple[int, ...]]]:
+    """The checkpoint's tensors behind a parameter of which this rank holds a part.
+
+    owner: the module whose parameter it is.  held: its shape here.
+    """
+    sizes: dict[Shard, int] = {}
+    if isinstance(owner, QKVParallelLinear):
+        keys = owner.total_num_kv_heads * owner.head_size
+        sizes = {"q": owner.total_num_heads * owner.head_size, "k": keys, "v": keys}
+    elif isinstance(owner, MergedColumnParallelLinear):
+        sizes = dict(enumerate(owner.output_sizes))
+    if sizes:
+        rows = owner.output_size_per_partition  # a scale may stand for several
+        return [(s, (held[0] * size // rows, *held[1:])) for s, size in sizes.items()]
+    if isinstance(owner, RowParallelLinear) and leaf == "weight":
+        return [(None, (*held[:-1], owner.input_size))]
+    if isinstance(owner, VocabParallelEmbedding):  # its rows are padded
+        return [(None, (owner.org_vocab_size, *held[1:]))]
+    return [(None, held)]
 
 
 def _load_one(place: Tensor, goal: Target, tensor: Tensor, shape: tuple[int, ...]) -> set[Key]:
@@ -124,7 +139,7 @@ def _load_one(place: Tensor, goal: Target, tensor: Tensor, shape: tuple[int, ...
     return {(goal.parameter, shard) for shard in goal.shards}
 
 
-def _load_experts(places: dict[str, Tensor], goal: Target, tensor: Tensor) -> set[Key]:
+def _load_experts(places: dict[str, Place], goal: Target, tensor: Tensor) -> set[Key]:
     """Raises _Mismatch where shape or kind of number differ: codes must not be converted."""
     place = places.get(goal.expert or "")
     if place is None:
@@ -132,10 +147,10 @@ def _load_experts(places: dict[str, Tensor], goal: Target, tensor: Tensor) -> se
     coded = torch.uint8 in (place.dtype, tensor.dtype) or torch.float8_e4m3fn in (
         place.dtype, tensor.dtype,
     )
-    if place.shape != tensor.shape or (coded and place.dtype != tensor.dtype):
+    if place.shape != tuple(tensor.shape) or (coded and place.dtype != tensor.dtype):
         shown = str(place.dtype).removeprefix("torch.")
-        raise _Mismatch(f"{tuple(place.shape)} {shown}" if coded else tuple(place.shape))
-    place.copy_(tensor)
+        raise _Mismatch(f"{place.shape} {shown}" if coded else place.shape)
+    place.fill(tensor)
     return {(f"{goal.parameter}.{goal.expert}", None)}
 
 

@@ -5,6 +5,7 @@ Source: transformers' ``DiffusionGemmaTextRouter`` and ``DiffusionGemmaTextExper
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.linear import ReplicatedLinear
 
 from diffusiongemma_kernels.route.op import route
+from diffusiongemma_vllm.model.place import Place
+from diffusiongemma_vllm.model.share import Share
 
 EXPERT_TILE = 32
 
@@ -47,20 +50,34 @@ class Router(nn.Module):
         return route(gating_output, topk, self.per_expert_scale)
 
 
+@dataclass(frozen=True)
+class Routing:
+    """How rows find their experts.  share: the experts that are here."""
+
+    top_k: int
+    router: Router
+    share: Share
+
+    def __call__(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, E]  ->  weights [T, K] f32, ids [T, K] i32 as this rank numbers experts"""
+        weights, ids = route(scores, self.top_k, self.router.per_expert_scale)
+        return weights, self.share.local_ids(ids)
+
+
 class TorchExperts(nn.Module):
     """The experts in plain torch, whose result for a row does not depend on the other rows.
 
-    gate_up_proj: [E, 2F, H], gate rows first.  down_proj: [E, H, F].
+    gate_up_proj: [E, 2F, H], gate rows first.  down_proj: [E, H, F].  E and F: of ``share``, whose
+    part of the sum over experts comes out.
     """
 
     def __init__(
-        self, config: Any, router: Router, dtype: torch.dtype | None = None
+        self, config: Any, router: Router, share: Share, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        experts, hidden = config.num_experts, config.hidden_size
-        width = config.moe_intermediate_size
-        self.top_k = config.top_k_experts
-        self.router = [router]  # in a list: not a submodule of this one
+        experts, hidden, width = share.count, config.hidden_size, share.width
+        self.whole = (config.num_experts, config.moe_intermediate_size, hidden)
+        self.routing = Routing(config.top_k_experts, router, share)
         self.gate_up_proj = nn.Parameter(
             torch.empty(experts, 2 * width, hidden, dtype=dtype), requires_grad=False
         )
@@ -68,15 +85,28 @@ class TorchExperts(nn.Module):
             torch.empty(experts, hidden, width, dtype=dtype), requires_grad=False
         )
 
-    def places(self) -> dict[str, Tensor]:
+    def places(self) -> dict[str, Place]:
         """The checkpoint's names below ``experts.`` -> where they are loaded."""
-        return {"gate_up_proj": self.gate_up_proj.data, "down_proj": self.down_proj.data}
+        E, F, H = self.whole
+        experts, columns = self.routing.share.experts, self.routing.share.columns
+        return {
+            "gate_up_proj": Place(
+                self.gate_up_proj.data, (E, 2 * F, H), self.gate_up_proj.dtype,
+                lambda whole: whole.unflatten(1, (2, F))[experts, :, columns].flatten(1, 2),
+            ),
+            "down_proj": Place(
+                self.down_proj.data, (E, H, F), self.down_proj.dtype,
+                lambda whole: whole[experts, :, columns],
+            ),
+        }
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """x: [T, H]  scores: [T, E]  ->  [T, H]"""
-        weights, ids = route(scores, self.top_k, self.router[0].per_expert_scale)
+        weights, ids = self.routing(scores)
         out = torch.zeros_like(x)
         for expert in ids.unique().tolist():
+            if not 0 <= expert < self.routing.share.count:
+                continue
             rows, place = torch.where(ids == expert)
             for part, slot in zip(
                 rows.split(EXPERT_TILE), place.split(EXPERT_TILE), strict=True

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from vllm.logger import init_logger
 
 from diffusiongemma_kernels.route.reference import route
-from diffusiongemma_vllm.model.moe import Router
+from diffusiongemma_vllm.model.moe import Routing
 
 logger = init_logger("vllm.diffusiongemma")
 ROWS = (5, 256, 600, 1500)  # 0.3, 16, 38 and 94 rows an expert: every schedule of the real shape
 _checked: set[tuple[str, torch.device]] = set()
 
-# expert -> its gate and up [2 F, H] and down [H, F], f32
+# expert, as this rank numbers them -> its gate and up [2 F, H] and down [H, F], f32
 Weights = Callable[[int], tuple[Tensor, Tensor]]
 
 
@@ -28,12 +28,14 @@ def check(
     run: nn.Module,
     weights: Weights,
     config: Any,
-    router: Router,
+    routing: Routing,
     *,
     limit: float,
     device: torch.device,
 ) -> None:
     """Compare `run` with the same experts in FP32; once a kind of experts and device.
+
+    What is compared is this rank's part of the sum over experts.
 
     limit: largest ||got - want|| / ||want|| of a row.
     Raises:
@@ -48,7 +50,7 @@ def check(
         size = (rows, config.hidden_size)
         x = torch.randn(size, generator=make, device=device).to(torch.bfloat16)
         scores = torch.randn(rows, config.num_experts, generator=make, device=device)
-        want = exact(x, scores, weights, config, router)
+        want = exact(x, scores, weights, routing)
         error = (run(x, scores).float() - want).norm(dim=1) / want.norm(dim=1).clamp(min=1e-20)
         worst = max(worst, float(error.nan_to_num(float("inf")).max()))
     if worst > limit:
@@ -63,13 +65,14 @@ def check(
     logger.info("%s agree with plain torch on this GPU: %.2g of a row's size", kind[0], worst)
 
 
-def exact(x: Tensor, scores: Tensor, weights: Weights, config: Any, router: Router) -> Tensor:
+def exact(x: Tensor, scores: Tensor, weights: Weights, routing: Routing) -> Tensor:
     """x: [T, H]  scores: [T, E]  ->  [T, H] f32, one expert at a time"""
-    share, ids = route(scores, config.top_k_experts, router.per_expert_scale)
+    share, ids = route(scores, routing.top_k, routing.router.per_expert_scale)
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    for expert in range(config.num_experts):
+    mine = routing.share.experts
+    for expert in range(mine.start, mine.stop):
         rows, slot = torch.where(ids == expert)
-        gate_up, down = weights(expert)
+        gate_up, down = weights(expert - mine.start)
         gate, up = F.linear(x[rows].float(), gate_up).chunk(2, dim=-1)
         y = F.linear(F.gelu(gate, approximate="tanh") * up, down)
         out.index_add_(0, rows, y * share[rows, slot, None])

@@ -11,10 +11,13 @@ from vllm.logger import init_logger
 
 from diffusiongemma_kernels.lm_head.op import lm_head
 from diffusiongemma_kernels.row_probs.op import row_probs
+from diffusiongemma_kernels.row_stats import parts
 from diffusiongemma_kernels.row_stats.op import row_stats
 from diffusiongemma_kernels.row_stats.types import RowStats
 from diffusiongemma_kernels.soft_mix.op import soft_mix
+from diffusiongemma_kernels.soft_mix.types import Part
 from diffusiongemma_vllm.denoise.soft_embed import soft_embed
+from diffusiongemma_vllm.model.ranks import Ranks
 from diffusiongemma_vllm.model.rowwise import rowwise
 
 logger = init_logger("vllm.diffusiongemma")
@@ -33,29 +36,50 @@ def believe(
 ) -> tuple[RowStats, Tensor]:
     """hidden: [R, H]  temperature: [R] f32  seed, counter: [R] i64  ->  statistics, [R, H]
 
-    logits: [R, V] that a request has bent; None for those that ``hidden`` has.
+    logits: [R, V] that a request has bent; None for those that ``hidden`` has.  Of several ranks
+    each looks at its part of the vocabulary; what comes out is of all of it, and equal on all.
     """
-    weight, scale = model.embedding, model.model.embed_scale
+    vocabulary, scale = model.vocabulary, model.model.embed_scale
+    weight, first, ranks = vocabulary.part, vocabulary.first, vocabulary.ranks
     if logits is None and fuses(weight):
         reading = lm_head(
-            hidden, weight, temperature, seed, counter, softcap=softcap,
+            hidden, weight, temperature, seed, counter, softcap=softcap, first=first,
             batch_invariant=envs.VLLM_BATCH_INVARIANT,
         )
-        return reading.stats, soft_mix(reading, temperature, weight, softcap=softcap, scale=scale)
+        stats = combined(reading.stats, ranks)
+        mixed = soft_mix(
+            reading, temperature, weight, softcap=softcap, scale=scale,
+            part=Part(stats.logsumexp, ranks.count),
+        )
+        return stats, ranks.sum(mixed)
     if logits is None:
-        logits = model.project(hidden)
-    stats = row_stats(logits, temperature, seed, counter, softcap=softcap)
+        logits = vocabulary.project(hidden)
+        own = row_stats(logits, temperature, seed, counter, softcap=softcap, first=first)
+        stats = combined(own, ranks)
+    else:
+        stats = row_stats(logits, temperature, seed, counter, softcap=softcap)
+        logits = logits[:, first : first + len(weight)]
     probs = row_probs(logits, temperature, stats.logsumexp, softcap=softcap, dtype=weight.dtype)
-    return stats, rowwise(lambda p: soft_embed(p, weight, scale), probs)
+    return stats, ranks.sum(rowwise(lambda p: soft_embed(p, weight, scale), probs))
+
+
+def combined(stats: RowStats, ranks: Ranks) -> RowStats:
+    """stats: of this rank's tokens  ->  those of all tokens, the same on every rank"""
+    if ranks.count == 1:
+        return stats
+    return parts.merge(ranks.gather(parts.pack(stats)))
 
 
 def prove(model: Any) -> None:
     """Compare the fused kernels with plain products, once at start-up, on the GPU that runs them.
 
+    Each rank with its own part of the vocabulary.
+
     Raises:
         RuntimeError: where one is farther off than rounding, naming it and the GPU.
     """
-    weight, scale = model.embedding, model.model.embed_scale
+    weight, scale = model.vocabulary.part, model.model.embed_scale
+    first = model.vocabulary.first
     if not fuses(weight):
         return
     softcap = float(model.text_config.final_logit_softcapping)
@@ -66,8 +90,8 @@ def prove(model: Any) -> None:
     rows = torch.nn.functional.normalize(weight[tokens].float(), dim=1)
     top = (rows * weight[tokens].float()).sum(1, keepdim=True)
     hidden = (rows / top * torch.linspace(0, 60, ROWS, device=top.device)[:, None]).to(weight.dtype)
-    reading = lm_head(hidden, weight, heat, tokens, tokens, softcap=softcap)
-    stats = row_stats(reading.logits, heat, tokens, tokens, softcap=softcap)
+    reading = lm_head(hidden, weight, heat, tokens, tokens, softcap=softcap, first=first)
+    stats = row_stats(reading.logits, heat, tokens, tokens, softcap=softcap, first=first)
     probs = row_probs(
         reading.logits, heat, stats.logsumexp, softcap=softcap, dtype=torch.float32
     )

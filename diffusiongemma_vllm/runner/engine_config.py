@@ -17,6 +17,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from diffusiongemma_vllm import asked as given
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.model.weights import PACKED
+from diffusiongemma_vllm.runner import several
 from diffusiongemma_vllm.runner.adapters import adaptable, layer_of
 from diffusiongemma_vllm.runner.back_ends import ENFORCING
 from diffusiongemma_vllm.runner.pictures import served_options
@@ -56,6 +57,7 @@ class DiffusionGemmaConfig:
         """Raises ValueError for a value of the user's that cannot be kept, with the reason."""
         asked = given.asked()
         _refuse(vllm_config, asked)
+        several.check(vllm_config)
         canvas = _canvas(vllm_config)
         server_rules(vllm_config)  # the sampler's settings, before the weights are loaded
         _attention(vllm_config)
@@ -72,17 +74,13 @@ class DiffusionGemmaConfig:
 
 
 def _refuse(vllm_config: Any, asked: dict[str, Any]) -> None:
-    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    model = vllm_config.model_config
     reasons = {
         "speculative_config": vllm_config.speculative_config is not None
         and "a canvas is drafted and checked by the model itself; drop --speculative-config",
         "VLLM_COMPUTE_NANS_IN_LOGITS": envs.VLLM_COMPUTE_NANS_IN_LOGITS
         and "logits are projected in parts that are not kept; unset it and "
         "VLLM_RAISE_ON_LOGIT_NANS",
-        "tensor_parallel_size": parallel.tensor_parallel_size > 1
-        and "only one GPU is supported; serve one replica a GPU with --data-parallel-size",
-        "decode_context_parallel_size": parallel.decode_context_parallel_size > 1
-        and "only one GPU is supported; drop --decode-context-parallel-size",
         "scheduler_cls": "scheduler_cls" in asked
         and "canvases need our own scheduler; drop --scheduler-cls",
         "watermark_config": vllm_config.watermark_config is not None

@@ -18,8 +18,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from diffusiongemma_vllm.model.backbone import Backbone
 from diffusiongemma_vllm.model.load import ExpertLoad
 from diffusiongemma_vllm.model.loading import load
-from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.model.vision import Picture, Vision
+from diffusiongemma_vllm.model.vocabulary import Vocabulary
 from diffusiongemma_vllm.model.weights import PACKED
 
 PLACEHOLDERS = {"image": "<|image|>", "video": "<|video|>"}
@@ -125,15 +125,13 @@ class DiffusionGemmaForBlockDiffusion(nn.Module, SupportsMultiModal, SupportsQua
         return hidden_states
 
     @property
-    def embedding(self) -> Tensor:
-        """The tied embedding [V, H]."""
-        weight: Tensor = self.model.embed_tokens.weight  # type: ignore[assignment]
-        return weight[: self.text_config.vocab_size]
+    def vocabulary(self) -> Vocabulary:
+        """The tied embedding."""
+        return self.model.embed_tokens
 
     def project(self, hidden_states: Tensor) -> Tensor:
         """The product with the tied embedding, before the softcap.   [R, H]  ->  [R, V]"""
-        weight = self.embedding
-        return rowwise(lambda rows: rows @ weight.T, hidden_states)
+        return self.vocabulary.project_all(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         return load(self, self.text_config, weights)

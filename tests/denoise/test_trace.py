@@ -14,6 +14,7 @@ import torch
 from torch.testing import assert_close
 from transformers import LogitsProcessorList
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as reference
+from vocabulary import Held
 
 from diffusiongemma_kernels import noise as kernel_noise
 from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens, row_stats
@@ -72,7 +73,8 @@ class Model:
 
     def __init__(self, run):
         make = torch.Generator().manual_seed(run.seed)
-        self.embedding = torch.randn(run.vocab, HIDDEN, generator=make)
+        weight = torch.randn(run.vocab, HIDDEN, generator=make)
+        self.vocabulary = Held(weight, self.project)
         self.run, self.step = run, 0
 
     def project(self, hidden):
@@ -172,7 +174,7 @@ def trace(run, monkeypatch):
         settled = bool(theirs.finished) or step == run.steps - 1
         assert (length > 0) == settled, f"step {step}: {length=}, theirs {settled}"
         assert torch.equal(ours.state.best[1], theirs.best[0]), f"best guess at step {step}"
-        mean = theirs.belief[0].softmax(-1) @ ours.model.embedding * 2.0
+        mean = theirs.belief[0].softmax(-1) @ ours.model.vocabulary.part * 2.0
         assert_close(ours.state.soft[1], mean, rtol=1e-4, atol=1e-4)
         if settled:
             assert length == run.length and torch.equal(text[0], theirs.best[0])

@@ -46,16 +46,16 @@ def forwards(monkeypatch):
 @pytest.fixture
 def sure(monkeypatch):
     """A model that is sure at once: its canvases settle at the second step.  -> set its token"""
-    from diffusiongemma_vllm.runner.entry import DiffusionGemmaForBlockDiffusion
+    from diffusiongemma_vllm.model.vocabulary import Vocabulary
 
     tokens = [5]
 
     def project(self, hidden):
-        logits = hidden.new_zeros(hidden.shape[0], self.text_config.vocab_size)
+        logits = hidden.new_zeros(hidden.shape[0], self.org_vocab_size)
         logits[:, tokens[0]] = 100
         return logits
 
-    monkeypatch.setattr(DiffusionGemmaForBlockDiffusion, "project", project)
+    monkeypatch.setattr(Vocabulary, "project", project)
 
     def says(token):
         tokens[0] = token

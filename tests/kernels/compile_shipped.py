@@ -85,7 +85,7 @@ def scan(capability: int, strip: int):
     pointers = {"logits_ptr": "bf16", "temperature_ptr": "fp32", "sums_ptr": "fp32"}
     pointers["tops_ptr"] = "fp32"
     pointers |= {"seed_ptr": "i64", "counter_ptr": "i64", "tokens_ptr": "i32"}
-    scalars = divisible("R", "V", "stride_r", "tiles", "strips")
+    scalars = divisible("R", "V", "stride_r", "tiles", "strips") | {"group": "i32"}
     constants = {"SPLITS": 4, "SOFTCAP": 30.0, "STRIP": strip}
     return compiling.compile_for(
         row_stats.scan, pointers, scalars, constants, capability=capability, num_warps=8
@@ -101,6 +101,7 @@ def read(capability: int):
     pointers = ROWS | {"hidden_ptr": "bf16", "weight_ptr": "bf16"}
     pointers |= {"sums_ptr": "fp32", "tops_ptr": "fp32"}
     scalars = divisible("R", "V", "H", "TILES", "stride_h", "stride_w", "stride_l")
+    scalars["group"] = "i32"
     constants = {
         "SOFTCAP": 30.0,
         "BLOCK_R": config.block_r,
@@ -118,8 +119,9 @@ def read(capability: int):
 
 def read_finish(capability: int):
     pointers = ROWS | {"argmax_ptr": "i64", "sample_ptr": "i64"}
-    pointers |= dict.fromkeys(("sums_ptr", "entropy_ptr", "max_ptr", "logsumexp_ptr"), "fp32")
-    scalars = divisible("R", "V", "TILES", "stride_l")
+    names = ("sums_ptr", "entropy_ptr", "max_ptr", "logsumexp_ptr", "score_ptr")
+    pointers |= dict.fromkeys(names, "fp32")
+    scalars = divisible("R", "V", "TILES", "stride_l") | {"group": "i32"}
     constants = {"SOFTCAP": 30.0, "STRIP": 64, "BLOCK_T": 1024}
     return compiling.compile_for(
         lm_head.finish, pointers, scalars, constants, capability=capability, num_warps=4
@@ -127,11 +129,12 @@ def read_finish(capability: int):
 
 
 MIXED = dict.fromkeys(("temperature_ptr", "logsumexp_ptr", "tops_ptr", "sums_ptr"), "fp32")
+MIXED["local_ptr"] = "fp32"
 MIXED |= dict.fromkeys(("logits_ptr", "out_ptr", "weight_ptr"), "bf16")
 MIXED |= dict.fromkeys(("strips_ptr", "tokens_ptr", "counts_ptr", "order_ptr", "total_ptr"), "i32")
 
 
-def mix(capability: int, fn):
+def mix(capability: int, fn, parts: int = 1):
     """One of `soft_mix`'s kernels, for hidden 2816 and a vocabulary of 262,144."""
     config = mix_config.choose(divmod(capability, 10))
     probs = "bf16" if fn is soft_mix.mix_all else "fp32"
@@ -140,7 +143,8 @@ def mix(capability: int, fn):
     scalars = divisible(*(n for n in numbers if n in fn.arg_names))
     scalars |= {"scale": "fp32"} if "scale" in fn.arg_names else {}
     shared = {"STRIP": 64, "SOFTCAP": 30.0, "LEAST": mix_config.LEAST, "LEVELS": mix_config.LEVELS}
-    shared |= {"KEPT": 1 - mix_config.DROPPED, "LIMIT": mix_config.LIMIT, "BLOCK_N": 16}
+    shared |= {"DROPPED": mix_config.DROPPED, "PARTS": parts}
+    shared |= {"LIMIT": mix_config.LIMIT, "BLOCK_N": 16}
     shared |= {"BLOCK": 4096 if fn is soft_mix.weigh else 1024, "SPLITS": config.splits}
     shared |= {"BLOCK_M": config.block_m, "BLOCK_K": config.block_k, "EVEN_K": True, "EVEN_H": True}
     shared["BLOCK_H"] = config.block_h if fn is soft_mix.mix_all else 512
@@ -342,6 +346,7 @@ def main(capability: int) -> None:
     parts = (soft_mix.select, soft_mix.line_up, soft_mix.mix_few, soft_mix.weigh)
     for fn in (*parts, soft_mix.add_splits):
         report("soft_mix", fn.__name__, mix(capability, fn))
+    report("soft_mix", "select of a part", mix(capability, soft_mix.select, parts=2))
     report("soft_mix_all", "bf16", mix(capability, soft_mix.mix_all))
     report("route", "bf16", route(capability))
     for fn in (layer_norms.enter, layer_norms.leave):

@@ -64,7 +64,7 @@ def check(got, args, case: Case) -> None:
     assert torch.equal(got.tops, reference.tops(logits, got.strip))
     # The statistics are those of the logits that came out.
     want = row_stats.row_stats(logits, temperature, seed, counter, softcap=case.softcap)
-    for name in ("entropy", "max", "logsumexp"):
+    for name in ("entropy", "max", "logsumexp", "score"):
         assert_close(getattr(stats, name), getattr(want, name), ROW_STATS)
     assert torch.equal(stats.argmax, logits.float().argmax(1)), "the lowest of the highest logits"
     z = logits.float()

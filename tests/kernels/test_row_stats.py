@@ -55,7 +55,7 @@ def make(case: Case, device: str = "cpu") -> tuple[torch.Tensor, ...]:
 
 def check(got: RowStats, want: RowStats, args: tuple[torch.Tensor, ...], case: Case) -> None:
     logits, temperature, seed, counter = args
-    for name in ("entropy", "max", "logsumexp"):
+    for name in ("entropy", "max", "logsumexp", "score"):
         assert_close(getattr(got, name), getattr(want, name), ROW_STATS)
     assert (got.entropy >= 0).all()
     # A choice may differ where two candidates round to the same number.

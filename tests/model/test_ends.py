@@ -32,13 +32,13 @@ def test_the_scale_is_rounded_to_the_models_dtype(tmp_path, dtype):
 
 
 def test_the_head_is_the_embedding(ours, theirs, rows):
-    assert ours.embedding.data_ptr() == ours.model.embed_tokens.weight.data_ptr()
+    assert ours.vocabulary.part.data_ptr() == ours.model.embed_tokens.weight.data_ptr()
     assert not any("lm_head" in name for name, _ in ours.named_parameters())
     assert_close(ours.project(rows), theirs.lm_head(rows), **CLOSE)
 
 
 def test_padding_rows_of_the_embedding_are_left_out(ours):
-    assert ours.embedding.shape == (512, 64)
+    assert ours.vocabulary.part.shape == (512, 64)
 
 
 def test_final_norm(ours, theirs, rows):

@@ -9,6 +9,8 @@ from torch.testing import assert_close
 from diffusiongemma_kernels.norms.reference import rms
 from diffusiongemma_kernels.route.op import route
 from diffusiongemma_vllm.model.moe import EXPERT_TILE, TorchExperts
+from diffusiongemma_vllm.model.ranks import Ranks
+from diffusiongemma_vllm.model.share import Share
 
 LAYER = 1
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -59,7 +61,8 @@ def test_experts_are_the_references(ours, theirs, rows):
 def test_one_expert_by_hand():
     """gelu(gate) * up, down; the gate is the first half of the fused rows."""
     config = SimpleNamespace(num_experts=2, hidden_size=1, moe_intermediate_size=1, top_k_experts=1)
-    experts = TorchExperts(config, SimpleNamespace(per_expert_scale=torch.tensor([1.0, 2.0])))
+    router = SimpleNamespace(per_expert_scale=torch.tensor([1.0, 2.0]))
+    experts = TorchExperts(config, router, Share.of(config, Ranks()))
     experts.gate_up_proj.copy_(torch.tensor([[[0.0], [1.0]], [[10.0], [3.0]]]))
     experts.down_proj.copy_(torch.tensor([[[1.0]], [[5.0]]]))
     scores = torch.tensor([[0.0, 1.0], [1.0, 0.0]])

@@ -7,6 +7,8 @@ from modules import building, edit_json, empty, engine_config
 
 from diffusiongemma_vllm import quantisation
 from diffusiongemma_vllm.model.experts import Nvfp4Experts
+from diffusiongemma_vllm.model.ranks import Ranks
+from diffusiongemma_vllm.model.share import Share
 from diffusiongemma_vllm.nvfp4 import NAME
 
 DTYPES = {
@@ -140,4 +142,4 @@ def test_widths_without_whole_blocks_are_refused():
 
     config = SimpleNamespace(num_experts=2, hidden_size=24, moe_intermediate_size=32)
     with pytest.raises(ValueError, match="multiples of 16, found 24 and 32"):
-        Nvfp4Experts(config, None, input_scales=True)
+        Nvfp4Experts(config, None, Share.of(config, Ranks()), input_scales=True)

@@ -16,11 +16,14 @@ from diffusiongemma_vllm.model.experts import (
     Nvfp4Experts,
     PackedExperts,
 )
+from diffusiongemma_vllm.model.ranks import Ranks
+from diffusiongemma_vllm.model.share import Share
 from diffusiongemma_vllm.nvfp4 import NAME
 
 CONFIG = SimpleNamespace(
     num_experts=8, hidden_size=64, moe_intermediate_size=32, top_k_experts=2
 )
+ALL = Share.of(CONFIG, Ranks())
 EXPERTS = "model.decoder.layers.1.experts"
 LAYERS = 3
 
@@ -76,15 +79,15 @@ def test_tensors_are_let_go_of(small):
 def test_the_kernels_get_the_same_numbers(small, rounded, rows):
     """Packed and dense, by the kernels' own implementation in plain torch."""
     want = load(rounded).model.layers[1].experts
-    router, scores = want.router[0], torch.randn(len(rows), 8)
+    router, scores = want.routing.router, torch.randn(len(rows), 8)
     tensors = load_file(small / "model.safetensors")
-    held = Nvfp4Experts(CONFIG, router, input_scales=False)
+    held = Nvfp4Experts(CONFIG, router, ALL, input_scales=False)
     for name, place in held.places().items():
-        place.copy_(tensors[f"{EXPERTS}.{name}"])
-    packed = PackedExperts(CONFIG.top_k_experts, router, held.gate_up(), held.down())
-    dense = DenseExperts(CONFIG, router)
+        place.fill(tensors[f"{EXPERTS}.{name}"])
+    packed = PackedExperts(held.routing, held.gate_up(), held.down())
+    dense = DenseExperts(CONFIG, router, ALL)
     for name, place in dense.places().items():
-        place.copy_(getattr(want, name))
+        place.fill(getattr(want, name))
     for experts in (packed, dense):
         assert_close(experts(rows, scores), want(rows, scores), rtol=1e-5, atol=1e-5)
 
@@ -95,14 +98,14 @@ def test_rounded_activations_stay_close(small, rounded, rows):
     want = load(rounded).model.layers[1].experts
     scores = torch.randn(len(rows), 8)
     tensors = load_file(small / "model.safetensors")
-    held = Nvfp4Experts(CONFIG, want.router[0], input_scales=True)
+    held = Nvfp4Experts(CONFIG, want.routing.router, ALL, input_scales=True)
     for name, place in held.places().items():
         if name.endswith("input_scale"):
-            place.fill_((60.0 if "down" in name else 6.0) / 2688)
+            place.tensor.fill_((60.0 if "down" in name else 6.0) / 2688)
         else:
-            place.copy_(tensors[f"{EXPERTS}.{name}"])
+            place.fill(tensors[f"{EXPERTS}.{name}"])
     held.check("experts")
-    experts = Fp4Experts(CONFIG.top_k_experts, want.router[0], *held.with_input_scales())
+    experts = Fp4Experts(held.routing, *held.with_input_scales())
     got, exact = experts(rows, scores), want(rows, scores)
     assert 0.01 < float((got - exact).norm() / exact.norm()) < 0.2
 
@@ -111,7 +114,7 @@ def test_a_dummys_scales_are_corrected(checkpoint):
     """Random floats, as ``--load-format dummy`` draws them."""
     config = SimpleNamespace(**vars(CONFIG))
     router = SimpleNamespace(per_expert_scale=torch.ones(8))
-    experts = Nvfp4Experts(config, router, input_scales=True)
+    experts = Nvfp4Experts(config, router, ALL, input_scales=True)
     for parameter in experts.parameters():
         drawn = torch.randint(0, 255, parameter.shape) if parameter.dtype == torch.uint8 else (
             torch.randn(parameter.shape) * 1e-3

@@ -7,17 +7,20 @@ import torch
 
 from diffusiongemma_vllm.model import selfcheck
 from diffusiongemma_vllm.model.experts import DenseExperts
+from diffusiongemma_vllm.model.ranks import Ranks
+from diffusiongemma_vllm.model.share import Share
 
 CONFIG = SimpleNamespace(
     num_experts=8, hidden_size=64, moe_intermediate_size=32, top_k_experts=2
 )
+ROUTER = SimpleNamespace(per_expert_scale=torch.ones(8))
 
 
 @pytest.fixture
 def experts(monkeypatch):
     monkeypatch.setattr(selfcheck, "_checked", set())
     torch.manual_seed(0)
-    made = DenseExperts(CONFIG, SimpleNamespace(per_expert_scale=torch.ones(8))).bfloat16()
+    made = DenseExperts(CONFIG, ROUTER, Share.of(CONFIG, Ranks())).bfloat16()
     for parameter in made.parameters():
         parameter.data.normal_(std=0.1)
     return made

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from vocabulary import Held
 
 from diffusiongemma_vllm.runner import belief
 
@@ -16,12 +17,13 @@ class Model:
 
     def __init__(self):
         make = torch.Generator().manual_seed(0)
-        self.embedding = torch.randn(VOCAB, HIDDEN, generator=make)
+        self.weight = torch.randn(VOCAB, HIDDEN, generator=make)
+        self.vocabulary = Held(self.weight, self.project)
         self.projected = 0
 
     def project(self, hidden):
         self.projected += 1
-        return hidden @ self.embedding.T
+        return hidden @ self.weight.T
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_bent_logits_are_read_as_they_are(rows, monkeypatch):
         model, hidden, logits, torch.ones_like(temperature), seed, counter, None
     )
     assert model.projected == 0 and stats.argmax.tolist() == stats.sample.tolist() == [7] * ROWS
-    torch.testing.assert_close(mixed, model.embedding[7].mul(4.0).expand(ROWS, -1))
+    torch.testing.assert_close(mixed, model.weight[7].mul(4.0).expand(ROWS, -1))
 
 
 def test_kernels_that_agree_pass_and_one_that_does_not_stops_the_start(monkeypatch):

@@ -150,7 +150,11 @@ def test_steps_alone_leave_the_canvas_to_the_checkpoint(configure):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"tensor_parallel_size": 2}, "with tensor_parallel_size: only one GPU .* --data-parallel"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size: .* or use --tensor-parallel-size"),
+        ({"enable_expert_parallel": True, "data_parallel_size": 2}, "drop --enable-expert-par"),
+        ({"tensor_parallel_size": 2, "enable_lora": True}, "adapters are not divided; drop one"),
+        ({"tensor_parallel_size": 3}, "3 does not divide the model: 4 attention heads need a div"),
+        ({"tensor_parallel_size": 4}, "moe_intermediate_size 32 is divided in blocks of 16; use"),
         ({"logprobs_mode": "processed_logprobs"}, "log-probabilities are the model.s own"),
         ({"scheduler_cls": "a.B"}, "canvases need our own scheduler; drop --scheduler-cls"),
         ({"structured_outputs_config": {"backend": "outlines"}}, "bounds .* use auto, xgrammar or"),
@@ -299,7 +303,7 @@ def test_asked_is_empty_outside_of_a_configuration(configure):
 
 def test_asked_is_empty_after_a_refusal(configure):
     with pytest.raises(ValueError):
-        configure(tensor_parallel_size=2)
+        configure(tensor_parallel_size=3)
     assert asked.asked() == {}
 
 

@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from vocabulary import Held
 
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.inputs import StepInputs
 from diffusiongemma_vllm.knobs import CanvasOptions
+from diffusiongemma_vllm.model.ranks import Ranks
 from diffusiongemma_vllm.request import RequestOptions
 from diffusiongemma_vllm.state import SlotState
 
@@ -21,9 +23,12 @@ CONFIG = DenoiseConfig(
 
 
 class Side:
-    """One way to do it: slots, inputs and sampler."""
+    """One way to do it: slots, inputs and sampler.
 
-    def __init__(self, device, by_kernels):
+    ranks: where the vocabulary is divided.
+    """
+
+    def __init__(self, device, by_kernels, ranks=None):
         from diffusiongemma_vllm.runner.gpu_step import GpuStep
         from diffusiongemma_vllm.runner.sampler import DiffusionSampler
 
@@ -34,9 +39,10 @@ class Side:
         )
         self.gpu = GpuStep(self.state, self.inputs) if by_kernels else None
         weight = torch.randn(VOCAB, HIDDEN, generator=torch.Generator().manual_seed(3)).to(device)
+        vocabulary = Held.of(weight, ranks or Ranks())
         model = SimpleNamespace(
-            text_config=SimpleNamespace(final_logit_softcapping=30.0), embedding=weight,
-            project=lambda hidden: hidden @ weight.T, model=SimpleNamespace(embed_scale=2.0),
+            text_config=SimpleNamespace(final_logit_softcapping=30.0), vocabulary=vocabulary,
+            project=vocabulary.project_all, model=SimpleNamespace(embed_scale=2.0),
             expert_load=SimpleNamespace(take=lambda: None),
         )
         known = SimpleNamespace(
@@ -48,6 +54,15 @@ class Side:
         for slot in range(REQUESTS):
             options = RequestOptions(temperature=1.0, top_k=0, top_p=1.0, seed=slot)
             self.state.add(slot, options)
+
+    def filter(self, slot):
+        """From here on the slot's request draws from fewer tokens."""
+        from diffusiongemma_vllm.runner.special import special_of
+
+        options = RequestOptions(temperature=1.0, top_k=20, top_p=0.9, seed=slot, scores=3)
+        self.sampler.special[slot] = special_of(
+            options, CanvasOptions(CONFIG), None, None, CANVAS, self.state.phase.device
+        )
 
     def watch(self, slot, device):
         """From here on the slot's request asks for drafts."""

@@ -56,14 +56,20 @@ def empty(config):
 
 def load(folder):
     """Our model with a checkpoint's weights, ready to run."""
+    config = engine_config(folder)
+    with building(config):
+        return filled(config, folder)
+
+
+def filled(config, folder):
+    """The same, inside ``building``."""
     from safetensors.torch import load_file
     from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-    config = engine_config(folder)
-    with building(config):
-        model = empty(config)
-        model.load_weights(load_file(Path(folder, "model.safetensors")).items())
-        process_weights_after_loading(model, config.model_config, torch.device("cpu"))
+    config.compilation_config.static_forward_context.clear()  # of another model's layers
+    model = empty(config)
+    model.load_weights(load_file(Path(folder, "model.safetensors")).items())
+    process_weights_after_loading(model, config.model_config, torch.device("cpu"))
     return model.eval()
 
 

@@ -43,7 +43,7 @@ def local_ids(ids: Tensor, count: int, rank: int, ranks: int) -> Tensor:
 def gate_up(q: NVFP4, rank: int, ranks: int) -> NVFP4:
     """One rank's rows of gate, then the same of up.  q: [E, 2 F, H]  ->  [E, 2 F', H]"""
     F = q.codes.shape[1] // 2
-    mine = _columns(F, rank, ranks)
+    mine = columns(F, rank, ranks)
 
     def rows(part: Tensor) -> Tensor:
         gate, up = part.split(F, dim=1)
@@ -54,13 +54,13 @@ def gate_up(q: NVFP4, rank: int, ranks: int) -> NVFP4:
 
 def down(q: NVFP4, rank: int, ranks: int) -> NVFP4:
     """One rank's columns of down.  q: [E, H, F]  ->  [E, H, F']"""
-    mine = _columns(q.codes.shape[2] * 2, rank, ranks)
+    mine = columns(q.codes.shape[2] * 2, rank, ranks)
     codes = q.codes[..., mine.start // 2 : mine.stop // 2]
     scales = q.scales[..., mine.start // BLOCK : mine.stop // BLOCK]
     return NVFP4(codes.contiguous(), scales.contiguous(), q.global_scale)
 
 
-def _columns(F: int, rank: int, ranks: int) -> slice:
+def columns(F: int, rank: int, ranks: int) -> slice:
     """One rank's columns of h, in whole blocks."""
     blocks = share(F // BLOCK, rank, ranks)
     return slice(blocks.start * BLOCK, blocks.stop * BLOCK)

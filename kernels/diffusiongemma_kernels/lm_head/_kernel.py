@@ -109,8 +109,8 @@ def fold(
     top0, top1, top2, top3,  # [BLOCK_R] each, the highest logit of each strip
     z,  # [BLOCK_R, C, 2, 2]: strip s is [s % 2, s // 2]
     start,  # token, the first of strip 0
-    to_log2, seed, counter, V, SOFTCAP: tl.constexpr, C: tl.constexpr, EVEN_V: tl.constexpr,
-    FAST: tl.constexpr,
+    to_log2, seed, counter, V, group, SOFTCAP: tl.constexpr, C: tl.constexpr,
+    EVEN_V: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """The same with four times C tokens more.
 
@@ -153,7 +153,7 @@ def fold(
         moment = shrink * (moment + total * fall) + tl.sum(part, 1)
         total = shrink * total + tl.sum(p0 + p1 + p2 + p3, 1)
 
-        index = in_place_of(y0, token // GROUP * CALLS + token % CALLS, FAST)
+        index = in_place_of(y0, (token // GROUP + group) * CALLS + token % CALLS, FAST)
         w0, w1, w2, w3 = stats.philox(seed[:, None], counter[:, None], index, 0)
         p0 *= inverse(race(w0, FAST), FAST)
         p1 *= inverse(race(w1, FAST), FAST)
@@ -184,6 +184,7 @@ def read(
     V,
     H,
     TILES,
+    group,  # of the first token, GROUP tokens each
     stride_h,
     stride_w,
     stride_l,
@@ -232,19 +233,19 @@ def read(
     top3 = top0
     top, total, moment, best, top0, top1, top2, top3 = fold(
         top, total, moment, best, top0, top1, top2, top3, piece0, start + 0 * C, to_log2, seed,
-        counter, V, SOFTCAP, C, EVEN_V, FAST,
+        counter, V, group, SOFTCAP, C, EVEN_V, FAST,
     )  # fmt: skip
     top, total, moment, best, top0, top1, top2, top3 = fold(
         top, total, moment, best, top0, top1, top2, top3, piece1, start + 1 * C, to_log2, seed,
-        counter, V, SOFTCAP, C, EVEN_V, FAST,
+        counter, V, group, SOFTCAP, C, EVEN_V, FAST,
     )  # fmt: skip
     top, total, moment, best, top0, top1, top2, top3 = fold(
         top, total, moment, best, top0, top1, top2, top3, piece2, start + 2 * C, to_log2, seed,
-        counter, V, SOFTCAP, C, EVEN_V, FAST,
+        counter, V, group, SOFTCAP, C, EVEN_V, FAST,
     )  # fmt: skip
     top, total, moment, best, top0, top1, top2, top3 = fold(
         top, total, moment, best, top0, top1, top2, top3, piece3, start + 3 * C, to_log2, seed,
-        counter, V, SOFTCAP, C, EVEN_V, FAST,
+        counter, V, group, SOFTCAP, C, EVEN_V, FAST,
     )  # fmt: skip
     strips = tl.cdiv(V, STRIP)
     strip = start // STRIP + tl.zeros([BLOCK_R], tl.int32)
@@ -275,9 +276,11 @@ def finish(
     entropy_ptr,  # [R] f32
     max_ptr,  # [R] f32
     logsumexp_ptr,  # [R] f32
+    score_ptr,  # [R] f32
     R,
     V,
     TILES,
+    group,  # of the first token
     stride_l,
     SOFTCAP: tl.constexpr,
     STRIP: tl.constexpr,
@@ -319,11 +322,12 @@ def finish(
         arg = tl.minimum(arg, tl.min(tl.where(equal, token, stats.NOBODY), 0))
         at = tl.min(tl.where((highest == peak) & (tile > at), tile, BLOCK_T), 0)
     pick = arg
+    score = top * stats.LN2
     if temperature > 0.0:
         at = tl.min(tl.where(bests == tl.max(bests, 0), tile, TILES - 1), 0)
         token = token_of(at, column, STRIP)
         z = tl.load(logits_ptr + token, mask=token < V, other=float("-inf")).to(tl.float32)
-        index = token // GROUP * CALLS + token % CALLS
+        index = (token // GROUP + group) * CALLS + token % CALLS
         w0, w1, w2, w3 = stats.philox(
             tl.load(seed_ptr + row), tl.load(counter_ptr + row), index, 0
         )
@@ -331,6 +335,10 @@ def finish(
         word = tl.where(strip == 0, w0, tl.where(strip == 1, w1, tl.where(strip == 2, w2, w3)))
         noisy = scaled(z, to_log2, SOFTCAP, False) - tl.log2(race(word, False))
         noisy = tl.where(token < V, noisy, float("-inf"))
-        pick = tl.min(tl.where(noisy == tl.max(noisy, 0), token, stats.NOBODY), 0)
-    tl.store(argmax_ptr + row, arg.to(tl.int64))
-    tl.store(sample_ptr + row, pick.to(tl.int64))
+        best = tl.max(noisy, 0)
+        pick = tl.min(tl.where(noisy == best, token, stats.NOBODY), 0)
+        score = best * stats.LN2 - stats.LN_LN2  # the noise in base 2 has left out a constant
+    first = tl.cast(group, tl.int64) * GROUP
+    tl.store(argmax_ptr + row, arg.to(tl.int64) + first)
+    tl.store(sample_ptr + row, pick.to(tl.int64) + first)
+    tl.store(score_ptr + row, score)

@@ -20,12 +20,14 @@ def lm_head(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
     batch_invariant: bool = False,
 ) -> Reading:
     """logits = hidden weight^T, summed in fp32 and rounded, and row_stats(logits, ...)
 
     hidden [R, H]; weight [V, H], of one dtype, which the logits [R, V] have too; the rest as in
-    ``row_stats``.  The statistics are those of the rounded logits, with the same noise.
+    ``row_stats``; first: the token of weight's first row.  The statistics are those of the rounded
+    logits, with the same noise.
     `batch_invariant`: a row's bits do not depend on the other rows.
     """
     if not hidden.is_cuda:
@@ -34,7 +36,7 @@ def lm_head(
         run = lm_head_apart
     else:
         run = lm_head_triton
-    return run(hidden, weight, temperature, seed, counter, softcap=softcap)
+    return run(hidden, weight, temperature, seed, counter, softcap=softcap, first=first)
 
 
 def lm_head_torch(
@@ -45,11 +47,14 @@ def lm_head_torch(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
 ) -> Reading:
     """The same on a CPU, where a row's bits depend on others as far as torch's product does."""
     _check(hidden, weight)
     logits = hidden @ weight.T
-    stats = row_stats.row_stats(logits, temperature, seed, counter, softcap=softcap)
+    stats = row_stats.row_stats(
+        logits, temperature, seed, counter, softcap=softcap, first=first
+    )
     return Reading(logits, reference.tops(logits, STRIP), STRIP, stats)
 
 
@@ -61,13 +66,14 @@ def lm_head_apart(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
 ) -> Reading:
     """The same by the library's product and a pass over the logits."""
     _check(hidden, weight)
     logits = hidden @ weight.T
     tops = logits.new_empty(len(logits), -(-len(weight) // STRIP), dtype=torch.float32)
     stats = row_stats.row_stats_triton(
-        logits, temperature, seed, counter, softcap=softcap, tops=tops
+        logits, temperature, seed, counter, softcap=softcap, first=first, tops=tops
     )
     return Reading(logits, tops, STRIP, stats)
 
@@ -80,6 +86,7 @@ def lm_head_triton(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
     config: Config | None = None,
 ) -> Reading:
     """The same in one kernel, whose rows depend on no others.
@@ -95,7 +102,7 @@ def lm_head_triton(
     tops = logits.new_empty(R, -(-V // cfg.strip), dtype=torch.float32)
     if R == 0:
         return Reading(logits, tops, cfg.strip, stats)
-    tiles = _config.tiles(V, cfg.strip)
+    tiles, group = _config.tiles(V, cfg.strip), row_stats.group(first)
     sums = torch.empty((4, R, tiles), dtype=torch.float32, device=hidden.device)
     _kernel.read[(tiles * -(-R // cfg.block_r),)](
         hidden,
@@ -110,6 +117,7 @@ def lm_head_triton(
         V,
         H,
         tiles,
+        group,
         hidden.stride(0),
         weight.stride(0),
         logits.stride(0),
@@ -133,6 +141,7 @@ def lm_head_triton(
         R,
         V,
         tiles,
+        group,
         logits.stride(0),
         SOFTCAP=softcap or 0.0,
         STRIP=cfg.strip,

@@ -14,9 +14,12 @@ def lm_head(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
 ) -> Reading:
     logits = torch.matmul(hidden.float(), weight.float().T).to(hidden.dtype)
-    stats = reference.row_stats(logits, temperature, seed, counter, softcap=softcap)
+    stats = reference.row_stats(
+        logits, temperature, seed, counter, softcap=softcap, first=first
+    )
     return Reading(logits, tops(logits, STRIP), STRIP, stats)
 
 

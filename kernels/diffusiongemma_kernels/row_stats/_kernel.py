@@ -4,6 +4,7 @@ import triton.language as tl
 LOWEST = tl.constexpr(-1.0e30)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+LN_LN2 = tl.constexpr(-0.36651292058166435)
 LANES = tl.constexpr(1024)
 TILE = tl.constexpr(4096)
 NOBODY = tl.constexpr(2147483647)
@@ -100,6 +101,7 @@ def scan(
     stride_r,
     tiles,
     strips,
+    group,  # of the first token
     SPLITS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     STRIP: tl.constexpr,
@@ -152,7 +154,8 @@ def scan(
         total, moment = add_to_sums(total, moment, y3, top)
 
         if noisy:
-            w0, w1, w2, w3 = philox(seed, counter, lane + tile * LANES, 0)  # [LANES] each
+            index = lane + (tile + group) * LANES
+            w0, w1, w2, w3 = philox(seed, counter, index, 0)  # [LANES] each
             # Only u > 2^-(2^-(best - tile_top)) can win; the slack covers the rounding of y + g.
             gap = best - tile_top - 0.01
             highest = tl.max(tl.maximum(tl.maximum(w0, w1), tl.maximum(w2, w3)) >> 9, 0)
@@ -189,7 +192,9 @@ def finish(
     entropy_ptr,  # [R] f32
     max_ptr,  # [R] f32
     logsumexp_ptr,  # [R] f32
+    score_ptr,  # [R] f32
     R,
+    first,  # token
     SPLITS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -209,14 +214,17 @@ def finish(
     moment = tl.sum(weight * (moments + totals * fall), 0)
     log_total = tl.log2(total)
     arg = tl.min(tl.where(tops == top, args, NOBODY), 0)
-    pick = tl.min(tl.where(bests == tl.max(bests, 0), picks, NOBODY), 0)
+    best = tl.max(bests, 0)
+    pick = tl.min(tl.where(bests == best, picks, NOBODY), 0)
     greedy = tl.load(temperature_ptr + row) <= 0.0
 
-    tl.store(argmax_ptr + row, arg.to(tl.int64))
-    tl.store(sample_ptr + row, tl.where(greedy, arg, pick).to(tl.int64))
+    tl.store(argmax_ptr + row, arg.to(tl.int64) + first)
+    tl.store(sample_ptr + row, tl.where(greedy, arg, pick).to(tl.int64) + first)
     tl.store(entropy_ptr + row, tl.maximum((log_total - moment / total) * LN2, 0.0))
     tl.store(max_ptr + row, top * LN2)
     tl.store(logsumexp_ptr + row, (top + log_total) * LN2)
+    # The noise in base 2 has left out a constant, see `with_noise`.
+    tl.store(score_ptr + row, tl.where(greedy, top * LN2, best * LN2 - LN_LN2))
 
 
 @triton.jit

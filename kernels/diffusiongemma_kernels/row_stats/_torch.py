@@ -15,18 +15,20 @@ def row_stats(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
 ) -> RowStats:
     step = max(1, ELEMENTS // max(1, logits.shape[1]))
     blocks = [
         _block(logits[r : r + step], temperature[r : r + step], seed[r : r + step],
-               counter[r : r + step], softcap)
+               counter[r : r + step], softcap, first)
         for r in range(0, logits.shape[0], step)
     ]  # fmt: skip
     return RowStats(*(torch.cat(parts) for parts in zip(*blocks, strict=True)))
 
 
 def _block(
-    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, softcap: float | None
+    logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, softcap: float | None,
+    first: int,
 ) -> RowStats:
     R, V = logits.shape
     temperature = temperature.float()[:, None]
@@ -49,7 +51,9 @@ def _block(
         p = below.exp()
         total[:, : part.shape[1]] += p
         moment[:, : part.shape[1]] += p * below
-        words = noise.token_words(seed, counter, start, start + part.shape[1])
+        words = noise.token_words(
+            seed, counter, first + start, first + start + part.shape[1]
+        )
         high, where = (part + noise.gumbel(words)).max(1, keepdim=True)
         won = high > best
         best = torch.where(won, high, best)
@@ -58,9 +62,10 @@ def _block(
     log_total = total.log()
     top = top[:, 0]
     return RowStats(
-        argmax=argmax[:, 0],
-        sample=torch.where(noisy, pick, argmax)[:, 0],
+        argmax=argmax[:, 0] + first,
+        sample=torch.where(noisy, pick, argmax)[:, 0] + first,
         entropy=(log_total - moment / total).clamp(min=0),
         max=top,
         logsumexp=top + log_total,
+        score=torch.where(noisy[:, 0], best[:, 0], top),
     )

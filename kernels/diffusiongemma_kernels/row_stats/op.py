@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_kernels import noise, target
-from diffusiongemma_kernels.row_stats import _config, _kernel, _torch
+from diffusiongemma_kernels.row_stats import _config, _kernel, _torch, parts
 from diffusiongemma_kernels.row_stats._config import Config
 from diffusiongemma_kernels.row_stats.types import STRIP, RowStats
 
@@ -16,6 +16,7 @@ def row_stats(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
 ) -> RowStats:
     """z = softcap * tanh(logits / softcap), or logits;   y = z / temperature, or z where it is 0
 
@@ -24,10 +25,11 @@ def row_stats(
         entropy = log sum_v p - sum_v p (y - max) / sum_v p   for p = exp(y - max), in nats
 
     logits [R, V] raw lm_head output; temperature [R] f32; seed, counter [R] i64.  The noise is
-    `noise.gumbel`, a function of those integers alone.
+    `noise.gumbel`, a function of those integers alone.  The tokens are first .. first + V - 1,
+    part of a vocabulary that `parts.merge` puts together; on a GPU first is a multiple of 4,096.
     """
     run = row_stats_triton if logits.is_cuda else row_stats_torch
-    return run(logits, temperature, seed, counter, softcap=softcap)
+    return run(logits, temperature, seed, counter, softcap=softcap, first=first)
 
 
 def row_stats_torch(
@@ -37,12 +39,13 @@ def row_stats_torch(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
 ) -> RowStats:
     """The same on a CPU."""
     check(logits, temperature, seed, counter, softcap)
     if logits.shape[0] == 0:
         return empty(logits)
-    return _torch.row_stats(logits, temperature, seed, counter, softcap=softcap)
+    return _torch.row_stats(logits, temperature, seed, counter, softcap=softcap, first=first)
 
 
 def row_stats_triton(
@@ -52,6 +55,7 @@ def row_stats_triton(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
     tops: Tensor | None = None,
     config: Config | None = None,
 ) -> RowStats:
@@ -80,12 +84,15 @@ def row_stats_triton(
         logits.stride(0),
         cfg.tiles,
         -(-V // STRIP),
+        group(first),
         SPLITS=cfg.splits,
         SOFTCAP=softcap or 0.0,
         STRIP=0 if tops is None else STRIP,
         num_warps=cfg.warps,
     )
-    _kernel.finish[(R,)](temperature, sums, tokens, *stats, R, SPLITS=cfg.splits, num_warps=1)
+    _kernel.finish[(R,)](
+        temperature, sums, tokens, *stats, R, first, SPLITS=cfg.splits, num_warps=1
+    )
     return stats
 
 
@@ -116,8 +123,14 @@ def hash_uniform_tokens_triton(seed: Tensor, counter: Tensor, vocab_size: int) -
 def empty(logits: Tensor) -> RowStats:
     R, device = logits.shape[0], logits.device
     integers = [torch.empty(R, dtype=torch.int64, device=device) for _ in range(2)]
-    floats = [torch.empty(R, dtype=torch.float32, device=device) for _ in range(3)]
+    floats = [torch.empty(R, dtype=torch.float32, device=device) for _ in range(4)]
     return RowStats(*integers, *floats)
+
+
+def group(first: int) -> int:
+    """Which of the groups of tokens that share calls of Philox begins with token `first`."""
+    assert first % parts.GROUP == 0, f"{first=}"
+    return first // parts.GROUP
 
 
 def check(

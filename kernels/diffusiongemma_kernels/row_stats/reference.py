@@ -12,6 +12,7 @@ def row_stats(
     counter: Tensor,
     *,
     softcap: float | None = None,
+    first: int = 0,
 ) -> RowStats:
     z = logits.float()
     if softcap is not None:
@@ -21,11 +22,13 @@ def row_stats(
     log_p = torch.log_softmax(y, dim=1)
     p = log_p.exp()
     entropy = -torch.where(p > 0, p * log_p, 0.0).sum(1)
-    g = noise.gumbel(noise.token_words(seed, counter, 0, logits.shape[1]))
+    g = noise.gumbel(noise.token_words(seed, counter, first, first + logits.shape[1]))
+    noisy = torch.where(t > 0, y + g, y)
     return RowStats(
-        argmax=y.argmax(1),
-        sample=torch.where(t > 0, y + g, y).argmax(1),
+        argmax=y.argmax(1) + first,
+        sample=noisy.argmax(1) + first,
         entropy=entropy.clamp(min=0),
         max=y.amax(1),
         logsumexp=torch.logsumexp(y, 1),
+        score=noisy.amax(1),
     )

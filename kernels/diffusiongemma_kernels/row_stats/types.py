@@ -13,3 +13,4 @@ class RowStats(NamedTuple):
     entropy: Tensor  # [R] f32, nats
     max: Tensor  # [R] f32, of y
     logsumexp: Tensor  # [R] f32, of y
+    score: Tensor  # [R] f32, of the sample: y and its noise; max where temperature is 0

@@ -75,6 +75,7 @@ def select(
     tops_ptr,  # [R, strips] f32
     temperature_ptr,  # [R]
     logsumexp_ptr,  # [R]
+    local_ptr,  # [R], the logsumexp of these tokens alone, read where PARTS > 1
     strips_ptr,  # [R, LIMIT] i32, scratch
     tokens_ptr,  # [R, LIMIT] i32
     probs_ptr,  # [R, LIMIT] f32
@@ -85,7 +86,8 @@ def select(
     STRIP: tl.constexpr,
     SOFTCAP: tl.constexpr,
     LEAST: tl.constexpr,
-    KEPT: tl.constexpr,
+    DROPPED: tl.constexpr,
+    PARTS: tl.constexpr,
     LEVELS: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
@@ -112,11 +114,15 @@ def select(
     there = place < tl.where(count <= LIMIT, count, 0)
     token = tl.load(tokens_ptr + place, mask=there, other=0)
     p = tl.load(probs_ptr + place, mask=there, other=0.0)
-    enough = tl.sum(p, 0) >= KEPT  # NaN is not
+    here = 1.0
+    if PARTS > 1:
+        here = tl.exp(tl.load(local_ptr + row) - sums)
+    kept_least = here - DROPPED / PARTS
+    enough = tl.sum(p, 0) >= kept_least  # NaN is not
     level = tl.full((), 0.0, tl.float32)
     least = tl.full((), LEAST, tl.float32)
     for _ in tl.static_range(LEVELS):
-        level = tl.where(tl.sum(tl.where(p >= least, p, 0.0), 0) >= KEPT, least, level)
+        level = tl.where(tl.sum(tl.where(p >= least, p, 0.0), 0) >= kept_least, least, level)
         least *= 4.0
     tl.debug_barrier()
     kept = there & (p >= level)

@@ -8,6 +8,7 @@ from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_probs.op import row_probs_torch
 from diffusiongemma_kernels.soft_mix import _config, _kernel
 from diffusiongemma_kernels.soft_mix._config import Config
+from diffusiongemma_kernels.soft_mix.types import Part
 
 COLUMNS = 512  # of the embedding, a program of the sums that gather
 TOKENS = 16  # a step of theirs
@@ -15,7 +16,7 @@ TOKENS = 16  # a step of theirs
 
 def soft_mix(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float,
+    scale: float, part: Part | None = None,
 ) -> Tensor:
     """m[r] = scale * sum_v p[r, v] weight[v]   with p as in ``row_probs``
 
@@ -30,26 +31,31 @@ def soft_mix(
     sets p >= 4^i LEAST that suffices.  A row that needs more than ``LIMIT`` tokens takes the
     product over the whole vocabulary.  Which it takes depends on that row alone and is decided on
     the device; the launches are the same.
+
+    `part`: reading and weight are one of several parts of a vocabulary.  p is then of all of it,
+    and each part may lose DROPPED / parts: the sum of the parts' m has the same bound.
     """
     run = soft_mix_triton if reading.logits.is_cuda else soft_mix_torch
-    return run(reading, temperature, weight, softcap=softcap, scale=scale)
+    return run(reading, temperature, weight, softcap=softcap, scale=scale, part=part)
 
 
 def soft_mix_torch(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float,
+    scale: float, part: Part | None = None,
 ) -> Tensor:
-    """The same on a CPU, over the whole vocabulary."""
+    """The same on a CPU, where nothing is left out."""
     _check(reading, temperature, weight)
+    sums = reading.stats.logsumexp if part is None else part.logsumexp
     probs = row_probs_torch(
-        reading.logits, temperature, reading.stats.logsumexp, softcap=softcap, dtype=weight.dtype
+        reading.logits, temperature, sums, softcap=softcap, dtype=weight.dtype
     )
     return (probs @ weight) * scale
 
 
 def soft_mix_triton(
     reading: Reading, temperature: Tensor, weight: Tensor, *, softcap: float | None = None,
-    scale: float, config: Config | None = None, limit: int = _config.LIMIT,
+    scale: float, part: Part | None = None, config: Config | None = None,
+    limit: int = _config.LIMIT,
 ) -> Tensor:
     """The same by Triton.  `config` and `limit` override the table, for tests and for the bench."""
     _check(reading, temperature, weight)
@@ -59,14 +65,14 @@ def soft_mix_triton(
     if R == 0:
         return out
     cfg = config or _config.choose(target.of(logits.device).capability)
-    cap, sums = softcap or 0.0, stats.logsumexp
+    cap, (sums, parts) = softcap or 0.0, part or Part(stats.logsumexp, 1)
     integers = logits.new_empty(2 * R * limit + 2 * R + 1, dtype=torch.int32)
     strips, tokens, counts, order, total = integers.split([R * limit, R * limit, R, R, 1])
     probs = logits.new_empty(R * limit, dtype=torch.float32)
     _kernel.select[(R,)](
-        logits, tops, temperature, sums, strips, tokens, probs, counts, V, tops.shape[1],
-        logits.stride(0), STRIP=strip, SOFTCAP=cap, LEAST=_config.LEAST, LEVELS=_config.LEVELS,
-        KEPT=1.0 - _config.DROPPED, LIMIT=limit, num_warps=8,
+        logits, tops, temperature, sums, stats.logsumexp, strips, tokens, probs, counts, V,
+        tops.shape[1], logits.stride(0), STRIP=strip, SOFTCAP=cap, LEAST=_config.LEAST,
+        LEVELS=_config.LEVELS, DROPPED=_config.DROPPED, PARTS=parts, LIMIT=limit, num_warps=8,
     )  # fmt: skip
     _kernel.line_up[(1,)](counts, order, total, R, BLOCK=1024, num_warps=4)
     columns = -(-H // COLUMNS)
@@ -80,15 +86,15 @@ def soft_mix_triton(
         logits, temperature, sums, order, total, V, logits.stride(0),
         SOFTCAP=cap, BLOCK=4096, num_warps=8,
     )  # fmt: skip
-    parts = logits.new_empty((cfg.splits, R, H), dtype=torch.float32)
+    splits = logits.new_empty((cfg.splits, R, H), dtype=torch.float32)
     _kernel.mix_all[(-(-H // cfg.block_h), -(-R // cfg.block_m), cfg.splits)](
-        logits, weight, order, total, parts, R, V, H, logits.stride(0), weight.stride(0),
+        logits, weight, order, total, splits, R, V, H, logits.stride(0), weight.stride(0),
         BLOCK_M=cfg.block_m, BLOCK_H=cfg.block_h, BLOCK_K=cfg.block_k,
         EVEN_K=V % cfg.block_k == 0, EVEN_H=H % cfg.block_h == 0,
         num_warps=cfg.warps, num_stages=cfg.stages,
     )  # fmt: skip
     _kernel.add_splits[(R, columns)](
-        parts, order, total, out, R, H, scale, SPLITS=cfg.splits, BLOCK_H=COLUMNS, num_warps=4
+        splits, order, total, out, R, H, scale, SPLITS=cfg.splits, BLOCK_H=COLUMNS, num_warps=4
     )
     return out
 
