@@ -13,6 +13,7 @@ from vllm.exceptions import VLLMValidationError
 
 from diffusiongemma_vllm.compat import ours, patch
 from diffusiongemma_vllm.markers import marker_tokens
+from diffusiongemma_vllm.media.options import MediaOptions
 
 TEMPLATE = "diffusion_template"
 
@@ -54,8 +55,22 @@ def check_priority(request: Any, vllm_config: Any) -> None:
         )
 
 
+def check_pictures(request: Any) -> None:
+    """Without a picture nobody else reads these."""
+    if request.media_io_kwargs:
+        raise VLLMValidationError(
+            "media_io_kwargs are for vLLM's own readers of files; use mm_processor_kwargs",
+            parameter="media_io_kwargs",
+        )
+    try:
+        MediaOptions().changed(request.mm_processor_kwargs)
+    except ValueError as error:
+        raise VLLMValidationError(str(error), parameter="mm_processor_kwargs") from None
+
+
 def chat(handler: Any, request: Any) -> Any:
     """Documents are for a chat template that reads them."""
+    check_pictures(request)
     if request.documents:
         template = handler.chat_template or handler.renderer.get_tokenizer().chat_template
         if "documents" not in (request.chat_template or template or ""):
@@ -67,6 +82,7 @@ def chat(handler: Any, request: Any) -> Any:
 
 
 def response(handler: Any, request: Any) -> Any:
+    check_pictures(request)
     if request.previous_input_messages:
         raise VLLMValidationError(
             "previous_input_messages are in another model's format (harmony); put earlier turns "

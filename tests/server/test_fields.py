@@ -327,7 +327,6 @@ SILENT = [
     ("ct", "length_penalty", 2.0),  # of beam search, which is refused
     # Of connectors, images, expert records and the render API: nothing here.
     ("ctr", "kv_transfer_params", {"a": 1}), ("ctr", "ec_transfer_params", {"a": 1}),
-    ("cr", "media_io_kwargs", {"image": {"a": 1}}),
     ("ctr", "mm_payload", "none"), ("ctr", "return_mm_kwargs", False),
     ("ct", "return_token_offsets", True), ("ct", "routed_experts_prompt_start", 1),
 ]
@@ -342,6 +341,7 @@ REFUSED = [
     Refused("c", "chat_template", {"chat_template": "{{ messages }}"}, "template"),
     Refused("c", "documents", {"documents": [{"text": "a"}]}, "reads no documents"),
     Refused("cr", "mm_processor_kwargs", {"mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs"),
+    Refused("cr", "media_io_kwargs", {"media_io_kwargs": {"image": {"a": 1}}}, "media_io_kwargs"),
     Refused("t", "prompt_embeds", {"prompt_embeds": "AAAA"}, "prompt-embeds"),
     Refused("r", "prompt", {"prompt": {"id": "x"}}, "prompt template"),
     Refused("r", "background", {"background": True}, "background"),
