@@ -37,11 +37,18 @@ async def whole(http: httpx.AsyncClient, body: dict) -> str:
     return _ended(turns.from_message(choice["message"]), choice["finish_reason"])
 
 
-async def streamed(http: httpx.AsyncClient, body: dict) -> str:
-    """The same of a stream, put together from its deltas."""
+async def streamed(
+    http: httpx.AsyncClient, body: dict, heard: list[dict] | None = None
+) -> str:
+    """The same of a stream, put together from its deltas.
+
+    heard: the choices of its chunks are appended there.
+    """
     message: dict = {"reasoning": "", "content": "", "tool_calls": []}
     finish = None
     async for choice in chunks(http, body):
+        if heard is not None:
+            heard.append(choice)
         delta = choice["delta"]
         for part in ("reasoning", "content"):
             message[part] += delta.get(part) or ""
@@ -72,6 +79,11 @@ async def chunks(http: httpx.AsyncClient, body: dict) -> AsyncIterator[dict]:
                 raise Refused(500, json.dumps(event["error"]))
             for choice in event["choices"][:1]:
                 yield choice
+
+
+def turn_of(said: str) -> str:
+    """An answer without why it ended."""
+    return said.rpartition(" [")[0]
 
 
 def _ended(turn: str, finish: str | None) -> str:

@@ -1,6 +1,9 @@
 """Bodies that no server should accept: bytes, and where they go."""
 
+import base64
 import json
+import sys
+from pathlib import Path
 
 MESSAGES = [{"role": "user", "content": "What is 27 + 38?"}]
 OPTIONS = (
@@ -23,6 +26,23 @@ def _of(path: str | None = None, **body: object) -> dict:
     return made | ({"path": path} if path else {})
 
 
+def _pictures() -> list[dict]:
+    """Files that claim to be pictures: damaged, of another kind, or far larger than they look."""
+    sys.path.append(str(Path(__file__).parents[1] / "support"))
+    from hostile import images
+
+    urls = [
+        f"data:image/png;base64,{base64.b64encode(data).decode()}" for data in images().values()
+    ]
+    urls += ["data:image/png;base64,no/base64!", "data:image/png,abc", "file:///etc/passwd"]
+    return [
+        _of(messages=[{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "a"}
+        ]}])
+        for url in urls
+    ]
+
+
 BODIES = [
     *(_of(**{"messages": MESSAGES, **options}) for options in OPTIONS),
     *(_of(**{"messages": MESSAGES, "stream": True, **options}) for options in OPTIONS[:6]),
@@ -31,4 +51,5 @@ BODIES = [
     _of("/v1/completions", prompt=[2, 5000]), _of("/v1/completions", prompt=[-1]),
     _of("/v1/completions", prompt=""), _of("/v1/completions", prompt=[5] * 100000),
     _of("/v1/completions", prompt="a", echo=True, logprobs=1), _of("/v1/nowhere", prompt="a"),
+    *_pictures(),
 ]

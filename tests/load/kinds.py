@@ -1,6 +1,6 @@
 """Kinds of requests: each draws its bodies and knows how to ask one and what to make of it.
 
-To add one (images, drafts, ...), write a class with ``name``, ``share``, ``bodies`` and ``ask`` and
+To add one, write a class with ``name``, ``share``, ``bodies`` and ``ask`` and
 put it into ``KINDS``.
 """
 
@@ -10,7 +10,9 @@ from random import Random
 from typing import Protocol
 
 import ask
+import drawn
 import httpx
+import told
 from ask import Refused
 from bodies import BODIES
 from record import Outcome
@@ -93,14 +95,48 @@ class Options(Chats):
         return super().body(chat, random) | random.choice(self.CHOICES)
 
 
+class Pictures(Chats):
+    """The same with a picture or two around the question, a few of which several requests share.
+
+    The miniature's vision tower is random: what it says is nonsense, and that nonsense must be
+    the same as alone.
+    """
+
+    FEW = {"max_tokens": 40, "vllm_xargs": {"diffusion_max_steps": 12}}
+
+    def bodies(self, random: Random, count: int) -> list[dict]:
+        urls = drawn.some(random, count)
+        bodies = super().bodies(random, count)
+        for body in bodies:
+            *before, last = body["messages"]
+            parts = [{"type": "text", "text": last["content"]}]
+            for url in random.choices(urls, k=random.randint(1, 2)):
+                part = {"type": "image_url", "image_url": {"url": url}}
+                parts.insert(random.randint(0, len(parts)), part)
+            body["messages"] = [*before, last | {"content": parts}]
+        return [body | self.FEW for body in bodies]
+
+
+class Drafts(Chats):
+    """Streams with drafts of every, every second or every third step."""
+
+    async def ask(self, http: httpx.AsyncClient, body: dict, alone: str | None) -> Found:
+        every, choices = body["seed"] % 3 + 1, []
+        drafts = {"vllm_xargs": {"diffusion_drafts": every}}
+        said = await ask.streamed(http, body | drafts, choices)
+        fault = told.fault(choices, every, ask.turn_of(said))
+        return (Outcome.WRONG, fault) if fault else compared(said, alone)
+
+
 class Vanishing(Chats):
-    """Streams whose client goes away after a chunk or two."""
+    """Streams, half of them with drafts, whose client goes away after a chunk or two."""
 
     compared = False
 
     async def ask(self, http: httpx.AsyncClient, body: dict, alone: str | None) -> Found:
         left = body["seed"] % 3
-        async for _ in ask.chunks(http, body):
+        drafts = {"vllm_xargs": {"diffusion_drafts": 1}} if body["seed"] % 2 else {}
+        async for _ in ask.chunks(http, body | drafts):
             left -= 1
             if left < 0:
                 break
@@ -123,12 +159,12 @@ class Aborted(Chats):
 
 
 class Hostile:
-    """Requests that must be refused with a sentence, and hurt nobody."""
+    """Requests that must be refused with a sentence, and hurt nobody: all there are."""
 
     name, share, compared = "hostile", 0.2, False
 
     def bodies(self, random: Random, count: int) -> list[dict]:
-        return random.sample(BODIES, min(count, len(BODIES)))
+        return BODIES
 
     async def ask(self, http: httpx.AsyncClient, body: dict, alone: str | None) -> Found:
         reply = await http.post(
@@ -146,14 +182,17 @@ SHORT = ("add", "add_think", "sort", "reverse", "gap", "fill_json", "count_short
 LONG = ("count_long",)
 TOOLS = ("call_one", "call_two", "tool_answer")
 KINDS: tuple[Kind, ...] = (
-    Chats("chat", 0.15, SHORT),
-    Chats("long", 0.10, LONG),
-    Chats("tools", 0.10, TOOLS),
-    Chats("stream", 0.10, SHORT + LONG, stream=True),
+    Chats("chat", 0.12, SHORT),
+    Chats("long", 0.08, LONG),
+    Chats("tools", 0.08, TOOLS),
+    Chats("stream", 0.08, SHORT + LONG, stream=True),
     Chats("stream tools", 0.05, TOOLS, stream=True),
-    Options("options", 0.10, SHORT),
+    Options("options", 0.08, SHORT),
     Json("json", 0.05, ("fill_json",)),
-    Vanishing("vanishing", 0.08, SHORT + LONG),
-    Aborted("aborted", 0.07, SHORT + LONG),
+    Pictures("pictures", 0.06, SHORT),
+    Pictures("stream pictures", 0.04, SHORT, stream=True),
+    Drafts("drafts", 0.06, SHORT + LONG, stream=True),
+    Vanishing("vanishing", 0.05, SHORT + LONG),
+    Aborted("aborted", 0.05, SHORT + LONG),
     Hostile(),
 )
