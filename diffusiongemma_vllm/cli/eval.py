@@ -157,7 +157,7 @@ def _miniature(options: Options) -> str:
     asked = [task.eval_docs[i]["task"] for i in results["BF16"].questions]
     pairs = [("BF16", "transformers"), ("NVFP4", "BF16")]
     made = table.beside(asked, results, pairs)
-    return f"{made}\n\n{_processor()}, FP32; {_versions(results['BF16'].about)}.\n"
+    return f"{made}\n\n{processor()}, FP32; {_versions(results['BF16'].about)}.\n"
 
 
 def _quantised(source: Path, folder: Path) -> Path:
@@ -182,7 +182,8 @@ def _versions(about: dict[str, Any]) -> str:
     return f"{versions}, Python {about['python']}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the GPU, or of the CPU and how many cores it has."""
     from torch import cuda
 
     if cuda.is_available():

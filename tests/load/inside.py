@@ -9,6 +9,10 @@ class Inside:
         states = self.model_runner.req_states
         return [len(states.free_indices), states.max_num_reqs]
 
+    def pictures(self):
+        """Requests whose pictures are held."""
+        return len(self.model_runner.encoder_cache.mm_features)
+
     def spoil(self):
         """Fill the KV pages of one running request with NaN; how many pages."""
         runner = self.model_runner

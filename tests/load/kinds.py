@@ -1,7 +1,6 @@
 """Kinds of requests: each draws its bodies and knows how to ask one and what to make of it.
 
-To add one, write a class with ``name``, ``share``, ``bodies`` and ``ask`` and
-put it into ``KINDS``.
+To add one, write a class that is a ``Kind`` and put it into ``KINDS``.
 """
 
 import asyncio
@@ -27,10 +26,12 @@ Found = tuple[Outcome, str]  # with what a bad outcome was
 
 
 class Kind(Protocol):
-    """share: of all requests, relative to the others'.  compared: is there one right answer?"""
+    """share: of all requests.  drawn: kinds that have this alike have the same bodies.
+    compared: is there one right answer?"""
 
     name: str
     share: float
+    drawn: str
     compared: bool
 
     def bodies(self, random: Random, count: int) -> list[dict]: ...
@@ -50,9 +51,11 @@ class Chats:
     """Held-out chats of some tasks, answered as a whole, at their own temperatures."""
 
     compared = True
+    style = "chat"
 
     def __init__(self, name: str, share: float, tasks: tuple[str, ...], stream: bool = False):
         self.name, self.share, self.tasks, self.stream = name, share, tasks, stream
+        self.drawn = f"{self.style} {tasks}"
 
     def bodies(self, random: Random, count: int) -> list[dict]:
         rows = random.sample([row for row in CHATS if row["task"] in self.tasks], count)
@@ -72,6 +75,7 @@ class Chats:
 class Json(Chats):
     """Questions that must be answered by a grammar."""
 
+    style = "json"
     SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}},
               "required": ["city"], "additionalProperties": False}
 
@@ -85,6 +89,7 @@ class Json(Chats):
 class Options(Chats):
     """Chats with sampling parameters, several answers not among them."""
 
+    style = "options"
     CHOICES = (
         {"temperature": 0}, {"temperature": 1.5, "top_p": 0.9}, {"top_k": 5}, {"min_p": 0.05},
         {"repetition_penalty": 1.1}, {"logprobs": True, "top_logprobs": 2}, {"max_tokens": 3},
@@ -102,6 +107,7 @@ class Pictures(Chats):
     the same as alone.
     """
 
+    style = "pictures"
     FEW = {"max_tokens": 40, "vllm_xargs": {"diffusion_max_steps": 12}}
 
     def bodies(self, random: Random, count: int) -> list[dict]:
@@ -161,7 +167,7 @@ class Aborted(Chats):
 class Hostile:
     """Requests that must be refused with a sentence, and hurt nobody: all there are."""
 
-    name, share, compared = "hostile", 0.2, False
+    name, share, drawn, compared = "hostile", 0.2, "hostile", False
 
     def bodies(self, random: Random, count: int) -> list[dict]:
         return BODIES

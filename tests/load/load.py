@@ -21,19 +21,23 @@ class Pool:
     alone: dict[str, list[str | None]] = field(default_factory=dict)
 
 
-def draw(random: Random, size: int) -> Pool:
+def draw(seed: int, size: int) -> Pool:
     """size: bodies of each kind."""
-    return Pool({kind.name: kind.bodies(random, size) for kind in KINDS})
+    return Pool({kind.name: kind.bodies(Random(f"{seed} {kind.drawn}"), size) for kind in KINDS})
 
 
 async def ask_alone(url: str, pool: Pool) -> None:
-    """Fill in ``pool.alone``, one request at a time."""
+    """Fill in ``pool.alone``, one request at a time, and the same one once."""
+    known: dict[str, list[str | None]] = {}
     async with ask.client(url) as http:
         for kind in KINDS:
-            pool.alone[kind.name] = [
-                await ask.whole(http, body) if kind.compared else None
-                for body in pool.bodies[kind.name]
-            ]
+            bodies = pool.bodies[kind.name]
+            if not kind.compared:
+                pool.alone[kind.name] = [None] * len(bodies)
+                continue
+            if kind.drawn not in known:
+                known[kind.drawn] = [await ask.whole(http, body) for body in bodies]
+            pool.alone[kind.name] = known[kind.drawn]
 
 
 async def run(url: str, pool: Pool, clients: int, going: Callable[[], bool]) -> list[Record]:

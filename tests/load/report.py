@@ -7,13 +7,16 @@ from statistics import median
 from record import Outcome, Record
 
 BAD = (Outcome.WRONG, Outcome.LOST)
+NOTHING = "no request, no slot, no KV block, no picture"
 FLAT = 1.05  # memory of the last quarter over that of the second
 
 
 @dataclass(frozen=True)
 class Report:
-    """memory: (seconds since the start, bytes).  left: what was not zero at rest."""
+    """memory: (seconds since the start, bytes).  left: what was not zero at rest.  where: the
+    machine and versions."""
 
+    where: str
     records: list[Record]
     seconds: float
     memory: list[tuple[float, int]]
@@ -44,7 +47,7 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{len(self.records)} requests in {self.seconds:.0f} s, "
-                 f"{self.preemptions:.0f} preemptions", ""]
+                 f"{self.preemptions:.0f} preemptions", "", self.where, ""]
         head = ("kind", "requests", *(str(one) for one in Outcome), "p50 s", "p99 s")
         rows = [head, tuple("---" for _ in head)]
         for kind in [*dict.fromkeys(one.kind for one in self.records), "all"]:
@@ -55,9 +58,11 @@ class Report:
             "",
             f"memory: {sizes[0]} MiB at first, {sizes[-1]} MiB at the end, {max(sizes)} MiB at "
             f"most; last quarter {self.growth:.3f} times the second",
-            f"left over at rest: {self.left or 'no request, no slot, no KV block'}",
-            *(f"{'ok  ' if good else 'FAIL'} {name} {seen[:80]}" for name, good, seen in
-              self.checks),
+            "",
+            f"left over at rest: {self.left or NOTHING}",
+            "",
+            *(f"- {'ok' if good else 'FAIL'}: {name} {seen[:80]}".rstrip()
+              for name, good, seen in self.checks),
         ]
         return "\n".join(lines)
 

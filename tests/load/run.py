@@ -9,20 +9,24 @@ under load; kills another one's engine.  Ends with 1 where anything was wrong, l
 
 import argparse
 import asyncio
+import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
-from random import Random
 from threading import Event, Thread
 
 import faults
 import load
 import server as served
+import vllm
 from report import Report
 
+from diffusiongemma_vllm.cli.eval import processor
 from diffusiongemma_vllm.cli.server import Server
 
 CLIENTS = 8  # twice as many as run at a time: requests wait, too
+VERSIONS = ("diffusiongemma-vllm", "transformers", "torch")
 
 
 class MemoryLog:
@@ -48,6 +52,16 @@ class MemoryLog:
         self._thread.join()
 
 
+def where(args: argparse.Namespace) -> str:
+    """The machine, the versions and the settings of a run."""
+    versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    return (
+        f"{processor()}, FP32; vLLM {vllm.__version__}, {versions}, Python {platform.python_version()}; {CLIENTS} clients, "
+        f"{args.pool} different requests of a kind, seed {args.seed}; server: "
+        f"`{' '.join(served.FLAGS)}`"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
@@ -55,12 +69,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the report there too")
     args = parser.parse_args()
-    pool = load.draw(Random(args.seed), args.pool)
+    here = where(args)
+    pool = load.draw(args.seed, args.pool)
+    began = time.monotonic()
     victim = served.start()  # starts while the other one works
     with victim, served.running() as server:
         print(f"serving, log {server.log}", flush=True)
         asyncio.run(load.ask_alone(server.url, pool))
-        print("every request has been asked alone", flush=True)
+        print(f"every request has been asked alone, {time.monotonic() - began:.0f} s", flush=True)
         began = time.monotonic()
         with MemoryLog(server) as memory:
             until = began + 60 * args.minutes
@@ -75,7 +91,7 @@ def main() -> int:
         for _ in victim.wait():
             pass
         checks += faults.engine_killed(victim, pool)
-    report = Report(records, seconds, memory.samples, left, preemptions, checks)
+    report = Report(here, records, seconds, memory.samples, left, preemptions, checks)
     print(report)
     if args.out is not None:
         args.out.write_text(f"{report}\n", encoding="utf-8")

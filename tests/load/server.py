@@ -43,7 +43,8 @@ def running() -> Iterator[Server]:
 
 
 def at_rest(server: Server, seconds: float = 60.0) -> dict[str, float]:
-    """Whatever of ``AT_REST`` is not zero once the server had time; and slots that are not free."""
+    """Whatever of ``AT_REST`` is not zero once the server had time; and slots that are not free,
+    and pictures of requests that are gone."""
     until = time.monotonic() + seconds
     while True:
         metrics = server.metrics()
@@ -51,14 +52,9 @@ def at_rest(server: Server, seconds: float = 60.0) -> dict[str, float]:
         if not left or time.monotonic() > until:
             break
         time.sleep(0.5)
-    free, total = slots(server)
-    return left | ({"slots": total - free} if free != total else {})
-
-
-def slots(server: Server) -> tuple[int, int]:
-    """Free slots and slots of the worker."""
     free, total = inside(server, "slots")
-    return free, total
+    held = {"slots": total - free, "pictures": inside(server, "pictures")}
+    return left | {name: count for name, count in held.items() if count}
 
 
 def inside(server: Server, method: str) -> Any:

@@ -31,11 +31,12 @@ def good(modules):
                record.Record("hostile", record.Outcome.REFUSED, 0.1),
                record.Record("vanishing", record.Outcome.LEFT, 9.0)]
     memory = [(float(i), (1000 + i % 3) << 20) for i in range(100)]
-    return report.Report(records, 3600.0, memory, {}, 5.0, [("stops", True, "1 s")])
+    return report.Report("a machine", records, 3600.0, memory, {}, 5.0, [("stops", True, "1 s")])
 
 
 def test_a_good_run(good):
     assert good.failures() == []
+    assert "\na machine\n" in str(good) and "no request, no slot, no KV block" in str(good)
     assert "| all | 3 | 1 | 0 | 1 | 1 | 0 | 1.00 | 1.00 |" in str(good)
 
 
