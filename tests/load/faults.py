@@ -28,7 +28,7 @@ def spoilt(server: Server, pool: Pool) -> list[Check]:
 
     def spoil() -> None:
         for _ in range(6):
-            pages.append(served.inside(server, "spoil"))
+            pages.extend(served.inside(server, "spoil"))
             time.sleep(0.3)
 
     records = _while_asked(server, pool, spoil)

@@ -4,6 +4,8 @@ import torch
 
 
 class Inside:
+    """Every answer is a list: vLLM sends a bare number as a string."""
+
     def slots(self):
         """Slots that are free, and all there are."""
         states = self.model_runner.req_states
@@ -11,7 +13,7 @@ class Inside:
 
     def pictures(self):
         """Requests whose pictures are held."""
-        return len(self.model_runner.encoder_cache.mm_features)
+        return [len(self.model_runner.encoder_cache.mm_features)]
 
     def spoil(self):
         """Fill the KV pages of one running request with NaN; how many pages."""
@@ -29,5 +31,5 @@ class Inside:
                     parts = layer.kv_cache.unflatten(0, (runner.kv_cache_config.num_blocks, -1))
                     for page in pages:
                         parts[page].fill_(float("nan"))
-            return len(pages)
-        return 0
+            return [len(pages)]
+        return [0]

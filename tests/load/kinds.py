@@ -108,7 +108,7 @@ class Pictures(Chats):
     """
 
     style = "pictures"
-    FEW = {"max_tokens": 40, "vllm_xargs": {"diffusion_max_steps": 12}}
+    FEW = {"max_tokens": 40, "vllm_xargs": {"diffusion_max_steps": 8}}
 
     def bodies(self, random: Random, count: int) -> list[dict]:
         urls = drawn.some(random, count)

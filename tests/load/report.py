@@ -61,7 +61,7 @@ class Report:
             "",
             f"left over at rest: {self.left or NOTHING}",
             "",
-            *(f"- {'ok' if good else 'FAIL'}: {name} {seen[:80]}".rstrip()
+            *(f"- {'ok' if good else 'FAIL'}: {name} {' '.join(seen.split())[:80]}".rstrip()
               for name, good, seen in self.checks),
         ]
         return "\n".join(lines)

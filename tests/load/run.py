@@ -10,6 +10,7 @@ under load; kills another one's engine.  Ends with 1 where anything was wrong, l
 import argparse
 import asyncio
 import platform
+import shlex
 import sys
 import time
 from importlib.metadata import version
@@ -56,9 +57,9 @@ def where(args: argparse.Namespace) -> str:
     """The machine, the versions and the settings of a run."""
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     return (
-        f"{processor()}, FP32; vLLM {vllm.__version__}, {versions}, Python {platform.python_version()}; {CLIENTS} clients, "
-        f"{args.pool} different requests of a kind, seed {args.seed}; server: "
-        f"`{' '.join(served.FLAGS)}`"
+        f"{processor()}, FP32; vLLM {vllm.__version__}, {versions}, Python "
+        f"{platform.python_version()}; {CLIENTS} clients, {args.pool} different requests of a "
+        f"kind, seed {args.seed}; server: `{shlex.join(served.OWN)}`"
     )
 
 

@@ -17,11 +17,12 @@ from diffusiongemma_vllm.cli.server import CARD_FLAGS, Server
 SEQUENCES, CONTEXT = 4, 1280
 # Pages of 128 tokens in three groups of layers: a request of CONTEXT tokens fits, two do not.
 BLOCKS = 48
-FLAGS = (
-    *CARD_FLAGS, "--dtype", "float32", "--max-num-seqs", str(SEQUENCES),
+OWN = (
+    "--dtype", "float32", "--max-num-seqs", str(SEQUENCES),
     "--max-model-len", str(CONTEXT), "--num-gpu-blocks-override", str(BLOCKS),
     "--worker-extension-cls", "inside.Inside",
 )
+FLAGS = (*CARD_FLAGS, *OWN)
 AT_REST = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 
 
@@ -53,7 +54,8 @@ def at_rest(server: Server, seconds: float = 60.0) -> dict[str, float]:
             break
         time.sleep(0.5)
     free, total = inside(server, "slots")
-    held = {"slots": total - free, "pictures": inside(server, "pictures")}
+    (pictures,) = inside(server, "pictures")
+    held = {"slots": total - free, "pictures": pictures}
     return left | {name: count for name, count in held.items() if count}
 
 
