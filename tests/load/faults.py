@@ -69,11 +69,12 @@ def engine_killed(server: Server, pool: Pool) -> list[Check]:
     records = _while_asked(server, pool, engine.kill)
     code, seconds = _gone(server)
     said = server.log.read_text(errors="replace")
+    why = [line for line in said.splitlines() if "the engine died (SIGKILL" in line]
     lost = [one for one in records if one.outcome is Outcome.LOST]
     return [
         ("engine killed: the server stops", code is not None, f"{seconds:.0f} s"),
         ("engine killed: exit code is not zero", bool(code), str(code)),
-        ("engine killed: the log says why", "the engine died (SIGKILL" in said, said[-300:]),
+        ("engine killed: the log says why", bool(why), why[0] if why else said[-300:]),
         ("engine killed: its clients get an error", bool(lost), str(records[-1:])),
         ("engine killed: no process is left", not _left(server), ""),
     ]
