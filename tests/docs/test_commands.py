@@ -54,6 +54,9 @@ COMMANDS = {
     ". .venv/bin/activate": Here(),
     "vllm serve $(diffusiongemma-vllm miniature)": SERVED,
     "vllm serve nvidia/diffusiongemma-26B-A4B-IT-NVFP4": Needs("a GPU and the checkpoint"),
+    "vllm serve ... --tensor-parallel-size 2": RunBy("tests/engine/test_ranks.py", "test_by_tensor"),
+    "vllm serve ... --tensor-parallel-size 2 --enable-expert-parallel": RunBy(
+        "tests/engine/test_ranks.py", "test_by_experts"),
     "vllm serve ... --enable-lora": RunBy("tests/server/test_lora.py", ""),
     "diffusiongemma-vllm doctor": Here(),
     "diffusiongemma-vllm watch": RunBy("tests/server/test_watch.py", "address"),
@@ -74,6 +77,7 @@ COMMANDS = {
     "python examples/miniature/train.py": Needs("a GPU"),
     "python examples/miniature/train_eyes.py": Needs("a GPU"),
     "python examples/miniature/evaluate.py": Here(),
+    "python examples/benchmark.py": Needs("a GPU"),
     "python kernels/bench/run.py": Needs("a GPU"),
     "python -m pytest tests/kernels": CI(),
     "python tests/load/run.py": RunBy("tests/load/test_load.py", "test_load_and_faults"),
