@@ -54,7 +54,8 @@ COMMANDS = {
     ". .venv/bin/activate": Here(),
     "vllm serve $(diffusiongemma-vllm miniature)": SERVED,
     "vllm serve nvidia/diffusiongemma-26B-A4B-IT-NVFP4": Needs("a GPU and the checkpoint"),
-    "vllm serve ... --tensor-parallel-size 2": RunBy("tests/engine/test_ranks.py", "test_by_tensor"),
+    "vllm serve ... --tensor-parallel-size 2": RunBy(
+        "tests/engine/test_ranks.py", "test_by_tensor"),
     "vllm serve ... --tensor-parallel-size 2 --enable-expert-parallel": RunBy(
         "tests/engine/test_ranks.py", "test_by_experts"),
     "vllm serve ... --enable-lora": RunBy("tests/server/test_lora.py", ""),

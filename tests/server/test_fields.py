@@ -251,8 +251,8 @@ PROMPT = [
         got.prompt_tokens > plain.prompt_tokens)),
     case("t", "echo", True, honoured=lambda plain, got: (
         got.text == TURN.format(QUESTION) + plain.text)),
-    case("c", "add_generation_prompt", FEW | {"add_generation_prompt": False}, honoured=lambda plain, got: (
-        got.prompt_tokens < plain.prompt_tokens)),
+    case("c", "add_generation_prompt", FEW | {"add_generation_prompt": False},
+         honoured=lambda plain, got: got.prompt_tokens < plain.prompt_tokens),
     case("c", "continue_final_message",
          {"messages": [{"role": "user", "content": QUESTION},
                        {"role": "assistant", "content": "10 11"}], "return_prompt_text": True,
