@@ -11,11 +11,10 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
-	$(BIN)/python -m pytest -q tests/engine
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m engine --ignore=tests/engine
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m engine
 
 quick: setup lint
-	$(BIN)/python -m pytest -q -m "not engine"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
 
 lint: setup
 	$(BIN)/ruff check .
