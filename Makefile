@@ -11,7 +11,7 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m engine
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m engine
 
 quick: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
@@ -25,7 +25,7 @@ setup: $(STAMP)
 
 $(STAMP): cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-deps -r cpu.lock
+	$(BIN)/python -m pip install -q --no-deps --no-compile -r cpu.lock
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	rm -f $(VENV)/.ready-*
 	touch $@

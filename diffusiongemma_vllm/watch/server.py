@@ -100,7 +100,10 @@ def watch(options: Options) -> int:
     import uvicorn
 
     settings: dict[str, Any] = {"log_level": "warning", "server_header": False}
-    print(f"watching {options.url} on http://{options.host}:{options.port} (Ctrl-C ends it)",
-          flush=True)
-    uvicorn.run(app(options), host=options.host, port=options.port, **settings)
+    config = uvicorn.Config(app(options), host=options.host, port=options.port, **settings)
+    with config.bind_socket() as listening:
+        listening.listen()  # whoever reads the next line may come at once
+        print(f"watching {options.url} on http://{options.host}:{options.port} (Ctrl-C ends it)",
+              flush=True)
+        uvicorn.Server(config).run(sockets=[listening])
     return 0

@@ -83,4 +83,5 @@ def test_answers_do_not_depend_on_company_order_or_preemption(alone):
 
 def test_answers_do_not_depend_on_async_scheduling(alone):
     with engine(CHECKPOINT, max_num_seqs=4, async_scheduling=True, **OPTIONS) as llm:
-        same(answers(llm, shuffled()), alone)
+        together = answers(llm, shuffled()[:100])
+        same(together, {i: alone[i] for i in together})

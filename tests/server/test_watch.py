@@ -119,10 +119,7 @@ def test_a_canvas_settles(page, chat):
 def test_pictures(page):
     """A settling canvas, wide and narrow, light and dark; nothing runs over the side."""
     one(page, "[name=diffusion_entropy_bound]").send_keys("0.01")  # not everything at once
-    page.execute_script("document.activeElement.blur()")
-    keys(page, Keys.TAB)
-    keys(page, Keys.ENTER)
-    keys(page, COUNT, Keys.ENTER)
+    one(page, "#prompt").send_keys(COUNT, Keys.ENTER)
     done(page)
     one(page, ".canvas summary").send_keys(Keys.ENTER)
     slider = one(page, ".canvas input[type=range]")

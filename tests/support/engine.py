@@ -20,6 +20,8 @@ ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
+_LIVING: list = []
+
 
 @contextmanager
 def engine(model, *, async_scheduling: bool = False, **options):
@@ -47,15 +49,18 @@ def engine(model, *, async_scheduling: bool = False, **options):
         llm = LLM(**settings | options)
     finally:
         CpuPlatform.check_and_update_config = original
+    _LIVING.append(llm)
     try:
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
+        _LIVING.remove(llm)
         del llm
         gc.collect()
-        from vllm.distributed import cleanup_dist_env_and_memory
+        if not _LIVING:  # all engines of a process share its groups
+            from vllm.distributed import cleanup_dist_env_and_memory
 
-        cleanup_dist_env_and_memory()
+            cleanup_dist_env_and_memory()
 
 
 def runner(llm):
