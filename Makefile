@@ -11,7 +11,9 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m engine
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/engine
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m engine \
+	  --ignore=tests/engine
 
 quick: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
+from unittest.mock import patch
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -21,6 +22,7 @@ ENVIRONMENT = {
 }
 
 _LIVING: list = []
+CLEANUP = "vllm.v1.engine.core.cleanup_dist_env_and_memory"
 
 
 @contextmanager
@@ -53,11 +55,13 @@ def engine(model, *, async_scheduling: bool = False, **options):
     try:
         yield llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
         _LIVING.remove(llm)
+        # All engines of a process share its groups, which whoever ends would take along.
+        with patch(CLEANUP) if _LIVING else nullcontext():
+            llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
-        if not _LIVING:  # all engines of a process share its groups
+        if not _LIVING:
             from vllm.distributed import cleanup_dist_env_and_memory
 
             cleanup_dist_env_and_memory()
