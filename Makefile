@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.ready-$(shell cat cpu.lock pyproject.toml | cksum | cut -d' ' -f1)
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint setup
+.PHONY: demo test quick long lint setup
 
 demo: setup
 	$(BIN)/diffusiongemma-vllm demo
@@ -12,11 +12,15 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/engine
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m engine \
-	  --ignore=tests/engine
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
+	  -m "engine and not long" --ignore=tests/engine
 
 quick: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
+
+# What would not fit into CI's 25 minutes.
+long: setup
+	$(BIN)/python -m pytest -q -m long
 
 lint: setup
 	$(BIN)/ruff check .

@@ -48,6 +48,7 @@ COMMANDS = {
     "make demo": RunBy("tests/packaging/test_wheel.py", "test_the_first_example_of_the_readme"),
     "make test": CI(),
     "make quick": CI(),
+    "make long": Needs("more time than CI has"),
     "make setup": CI(),
     "make lint": CI(),
     "export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu": Needs("network"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from engine import ENVIRONMENT
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 COMMAND = Path(sys.executable).parent / "diffusiongemma-vllm"
 
 

@@ -31,6 +31,7 @@ def quantised(tmp_path_factory):
     return made
 
 
+@pytest.mark.long
 def test_heldout_prompts_are_answered(quantised):
     """All 200, with the KV cache in FP8 as the checkpoint says."""
     from data import heldout
