@@ -163,10 +163,4 @@ class Seeing(Miniature):
         full = (behind >= 0) | same
         near = ((behind >= 0) & (behind < self.sizes.window)) | same
         bias = {"full": self._bias(full)[:, None], "sliding": self._bias(near)[:, None]}
-        rope, cache, balance = self._rope(at[None]), [], 0.0
-        for i, layer in enumerate(self.decoder.layers):
-            kind = self._kind(i)
-            x, own, extra = layer(x, rope[kind], None, bias[kind])
-            cache.append(own)
-            balance = balance + extra
-        return cache, balance
+        return self._through(x, self._rope(at[None]), bias)

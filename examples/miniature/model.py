@@ -283,7 +283,11 @@ class Miniature(nn.Module):
             behind = at[:, None] - at
             near = (behind >= 0) & (behind < self.sizes.window)
             bias["sliding"] = self._bias(near)[None, None]
-        x, cache, balance = self._embed(context), [], 0.0
+        return self._through(self._embed(context), rope, bias)
+
+    def _through(self, x: Tensor, rope: dict, bias: dict):
+        """The encoder's layers over embedded rows: keys and values by layer, and the balance."""
+        cache, balance = [], 0.0
         for i, layer in enumerate(self.decoder.layers):
             kind = self._kind(i)
             x, own, extra = layer(x, rope[kind], None, bias[kind])

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from data import SCORED, heldout, table
 from export import save_checkpoint
-from loader import BUCKETS, CANVAS, load, unpack
+from loader import BUCKETS, CANVAS, Batch, load, unpack
 from model import Miniature
 from objective import loss_of
 from safetensors.torch import load_file
@@ -49,8 +49,8 @@ class State:
         return self.loss.device
 
 
-def start(device: torch.device) -> State:
-    model = Miniature().to(device)
+def start(device: torch.device, make: Callable[[], Miniature] = Miniature) -> State:
+    model = make().to(device)
     model.dtype = torch.bfloat16
     parameters, gpu = list(model.parameters()), device.type == "cuda"
     lr = torch.zeros((), device=device)
@@ -61,10 +61,10 @@ def start(device: torch.device) -> State:
     return State(model, optimizer, average, lr, torch.zeros((), device=device))
 
 
-def step(state: State, packed: Tensor, conditioned: bool) -> None:
+def step(state: State, batch: Batch, conditioned: bool) -> None:
     """One optimizer step; nothing in it waits for the device."""
     parameters = list(state.model.parameters())
-    loss = loss_of(state.model, unpack(packed), conditioned)
+    loss = loss_of(state.model, batch, conditioned)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     state.optimizer.step()
@@ -81,7 +81,7 @@ def eager(state: State) -> Stepper:
     """Steps run kernel by kernel."""
 
     def run(packed: np.ndarray, conditioned: bool) -> None:
-        step(state, torch.from_numpy(packed).to(state.device), conditioned)
+        step(state, unpack(torch.from_numpy(packed).to(state.device)), conditioned)
 
     return run
 
@@ -101,11 +101,11 @@ def captured(state: State, shrink: int) -> Stepper:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(2):
-                    step(state, packed, conditioned)
+                    step(state, unpack(packed), conditioned)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
-                step(state, packed, conditioned)
+                step(state, unpack(packed), conditioned)
             graphs[packed.shape[1], conditioned] = graph
     torch.cuda.synchronize()
 

@@ -20,7 +20,6 @@ from drawings import TASKS, Seen, expanded, heldout, stream
 from export import save_checkpoint
 from eyes import SOFT, Scene, Seeing
 from loader import CANVAS, Batch, load
-from objective import loss_of
 from sampler import Rules, sample_canvas
 from tokens import PAD, STOP, encode
 from torch import Tensor
@@ -65,25 +64,12 @@ class Pictures(IterableDataset):
             yield packed(list(islice(drawn, self.rows)))
 
 
-def step(state: text.State, parts: Packed, conditioned: bool) -> None:
-    """One optimizer step on pictures; nothing in it waits for the device."""
-    parameters = list(state.model.parameters())
-    loss = loss_of(state.model, unpacked(parts), conditioned)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    state.optimizer.step()
-    with torch.no_grad():
-        torch._foreach_lerp_(state.average, parameters, 1 - text.AVERAGE)
-        state.loss.copy_(loss)
-    state.optimizer.zero_grad(set_to_none=True)
-
-
 Stepper = Callable[[Packed, bool], None]
 
 
 def eager(state: text.State) -> Stepper:
-    return lambda parts, conditioned: step(
-        state, tuple(part.to(state.device) for part in parts), conditioned
+    return lambda parts, conditioned: text.step(
+        state, unpacked(tuple(part.to(state.device) for part in parts)), conditioned
     )
 
 
@@ -96,11 +82,11 @@ def captured(state: text.State, example: Packed) -> Stepper:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                step(state, held, conditioned)
+                text.step(state, unpacked(held), conditioned)
         torch.cuda.synchronize()
         graphs[conditioned] = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graphs[conditioned], stream=stream):
-            step(state, held, conditioned)
+            text.step(state, unpacked(held), conditioned)
     torch.cuda.synchronize()
 
     def run(parts: Packed, conditioned: bool) -> None:
@@ -109,18 +95,6 @@ def captured(state: text.State, example: Packed) -> Stepper:
         graphs[conditioned].replay()
 
     return run
-
-
-def start(device: torch.device) -> text.State:
-    state = text.start(device)
-    model = Seeing().to(device)
-    model.dtype = torch.bfloat16
-    parameters, gpu = list(model.parameters()), device.type == "cuda"
-    optimizer = torch.optim.AdamW(
-        parameters, lr=state.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=gpu, capturable=gpu
-    )
-    average = [p.detach().clone() for p in parameters]
-    return text.State(model, optimizer, average, state.lr, state.loss)
 
 
 @torch.no_grad()
@@ -174,7 +148,7 @@ def main() -> None:
     rows = max(1, ROWS // args.shrink)
     drawn = iter(DataLoader(Pictures(args.seed, rows), batch_size=None, num_workers=args.workers))
     batches = load(args.seed, args.workers, args.shrink), drawn
-    state = start(device)
+    state = text.start(device, Seeing)
     if args.weights:
         text.go_on(state, args.weights)
     if device.type == "cuda":

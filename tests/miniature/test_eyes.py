@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 import torch
+import train
 import train_eyes
 from drawings import COLOURS, GRID, TASKS, expanded, heldout, stream
 from export import save_checkpoint
@@ -98,7 +99,7 @@ def test_equal_to_transformers(seeing, tmp_path):
 def test_it_learns():
     """A few steps on two pictures, text and eyes together, lower their loss; text moves no eye."""
     torch.manual_seed(0)
-    state = train_eyes.start(torch.device("cpu"))
+    state = train.start(torch.device("cpu"), Seeing)
     state.model.dtype = torch.float32
     state.lr.fill_(3e-3)
     parts = train_eyes.packed(list(islice(stream(2), 2)))
