@@ -24,7 +24,7 @@ CHECKPOINT = Path(__file__).parents[2] / "diffusiongemma_vllm" / "miniature"
 TASKS = {
     "add": (tasks.add, 0.08, 0.0),
     "add_think": (tasks.add, 0.06, 1.0),
-    "sort": (tasks.sort, 0.18, 0.1),
+    "sort": (tasks.sort, 0.24, 0.1),
     "reverse": (tasks.reverse, 0.06, 0.1),
     "count_short": (tasks.count_short, 0.10, 0.1),
     "count_middle": (tasks.count_middle, 0.09, 0.05),

@@ -115,6 +115,7 @@ def score(model: Seeing, count: int, rows: int = 16) -> dict[str, float]:
 
 def train(state: text.State, runs: tuple, batches: tuple, args, began: float) -> int:
     coin, bar, count = random.Random(args.seed), tqdm(mininterval=5, unit="step"), 0
+    saved = time.monotonic()
     while (progress := (time.monotonic() - began) / (args.minutes * 60)) < 1:
         state.lr.fill_(text.learning_rate(count, progress, args.lr))
         kind = int(coin.random() < args.share)
@@ -123,6 +124,9 @@ def train(state: text.State, runs: tuple, batches: tuple, args, began: float) ->
         bar.update()
         if count % 250 == 0:
             tqdm.write(f"{count} steps, {'pictures' if kind else 'text'}: loss {state.loss:.4f}")
+            if time.monotonic() - saved > 90:
+                save_checkpoint(state.model, args.out)
+                saved = time.monotonic()
     bar.close()
     return count
 

@@ -4,7 +4,11 @@
 #   here:   kernels/bench/gpu_session.sh prepare FOLDER   FOLDER holds build_kit.py, make_model_dir.py
 #                                                         and step_time.py; makes .kit, to be carried,
 #                                                         with a CPU's answers (minutes)
-#   there:  OUT=... kernels/bench/gpu_session.sh kernels  tests of every op, times, sweeps
+#   there:  OUT=... kernels/bench/gpu_session.sh install  once: what is carried becomes a vLLM
+#                                                tests    of every op
+#                                                first    the experts' times, a step of 1 and of 8
+#                                                kernels  the times of the other ops
+#                                                sweeps   the tables' other configurations
 #                                                steps    ours and native at 1, 4, 8, 32 canvases, traces
 #                                                answers  200 prompts, against .kit/cpu_answers.jsonl
 #                                                long     prompts of 8K to 261K
@@ -40,19 +44,19 @@ run() { # run NAME SECONDS COMMAND...: within SECONDS and what is left of the ca
         return
     fi
     echo "== $name: $*" >>"$log"
-    timeout -k 5 $((limit < left ? limit : left)) "$@" >"$out/now.txt" 2>&1
+    timeout -k 5 $((limit < left ? limit : left)) "$@" >"$out/now.$stage.txt" 2>&1
     code=$?
-    cat "$out/now.txt" >>"$log"
+    cat "$out/now.$stage.txt" >>"$log"
     echo "== $name: exit $code, $(($(date +%s) - begun)) s into the call" | tee -a "$log"
-    grep -v '^ *$' "$out/now.txt" | grep -E 'RESULT|^\{|passed|failed|Error|differ|expected' |
+    grep -v '^ *$' "$out/now.$stage.txt" | grep -E 'RESULT|^\{|passed|failed|Error|differ|expected' |
         tail -n 30 | cut -c1-400
-    rm -f "$out/now.txt"
+    rm -f "$out/now.$stage.txt"
 }
 
 # The checkout before what was installed of it: a warm machine may hold an older one.
 export PYTHONPATH=$PWD:$PWD/kernels:/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0
 export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=WARNING
-if [ -d .kit ] && [ ! -d /tmp/site/vllm ]; then
+if [ "$stage" = install ]; then
     run unpack 60 python3 .kit/unpack.py /tmp/site
     run install 60 python3 -m pip install -q --no-deps --no-build-isolation --target /tmp/site .
     run folders 20 python3 .kit/make_model_dir.py
@@ -61,7 +65,7 @@ fi
 bench() { # bench OP SECONDS [ARGUMENTS...]
     local op=$1 limit=$2
     shift 2
-    run "bench $op $*" "$limit" python3 kernels/bench/run.py "$op" --out "$out/kernels.jsonl" "$@"
+    run "bench $op $*" "$limit" python3 kernels/bench/run.py "$op" --tested --out "$out/kernels.jsonl" "$@"
 }
 
 steps() { # steps NAME SECONDS MODEL [ARGUMENTS...], with VLLM_PLUGINS as it is
@@ -71,19 +75,30 @@ steps() { # steps NAME SECONDS MODEL [ARGUMENTS...], with VLLM_PLUGINS as it is
 }
 
 case $stage in
-kernels)
-    # Every op's tests, some at a time: compiling is most of their time.
-    run tests 200 sh -c 'ls tests/kernels/test_*.py | grep -v test_compile |
-        xargs -P 6 -I{} sh -c "timeout 150 python3 -m pytest -q -x --no-header -p no:cacheprovider {} \
+install) ;; # done above
+tests)
+    # Some at a time: compiling is most of their time.
+    run tests 500 sh -c 'ls tests/kernels/test_*.py | grep -v test_compile |
+        xargs -P 6 -I{} sh -c "timeout 400 python3 -m pytest -q -x --no-header -p no:cacheprovider {} \
         2>&1 | tail -n 25 | sed s,^,{}:\ ,"'
-    bench moe_gemm 110
-    bench lm_head 45
-    bench soft_mix 45
-    bench attention 60
-    for op in norms qkv route moe_sort row_stats row_probs kv_write; do bench $op 25; done
-    bench moe_gemm 90 --sweep
-    bench lm_head 60 --sweep
-    bench soft_mix 45 --sweep
+    ;;
+kernels)
+    bench attention 80
+    bench lm_head 60
+    bench soft_mix 60
+    for op in norms qkv route moe_sort row_stats row_probs kv_write canvas_rows canvas_step; do
+        bench $op 30
+    done
+    ;;
+sweeps)
+    bench moe_gemm 150 --sweep
+    bench lm_head 100 --sweep
+    bench attention 100 --sweep
+    bench soft_mix 60 --sweep
+    ;;
+first)
+    bench moe_gemm 100
+    steps "ours, 1 and 8 canvases" 150 /tmp/dg_nvfp4 --batches 1,8 --trace "$out/trace_first.txt"
     ;;
 steps)
     steps "ours, NVFP4" 240 /tmp/dg_nvfp4 --batches 1,4,8,32 --trace "$out/trace_ours.txt"
