@@ -7,7 +7,9 @@ import torch
 from engine import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    del os.environ["DIFFUSIONGEMMA_VLLM_INTERPRETER"]
+else:
     # Read whenever a kernel is decorated, whichever test imports it first.
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -9,10 +9,9 @@ from io import BytesIO
 from typing import Any, NamedTuple
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from diffusiongemma_vllm.media.clips import Clip, Frames
 from diffusiongemma_vllm.media.limits import (
     FRAME_BYTES,
     VIDEO_BYTES,
@@ -21,7 +20,7 @@ from diffusiongemma_vllm.media.limits import (
     check_size,
 )
 from diffusiongemma_vllm.media.options import SPREAD, VideoOptions
-from diffusiongemma_vllm.media.pixels import Patches, Tiling, patches
+from diffusiongemma_vllm.media.pixels import Tiling, patches
 
 # The demuxer is named, never guessed: playlists and the like would open other files.
 MP4, WEBM = "mp4", "matroska"
@@ -44,19 +43,6 @@ class Span(NamedTuple):
     @property
     def seconds(self) -> float:
         return self.end - self.start
-
-
-class Clip(NamedTuple):
-    """The frames of a video that are shown.
-
-    values: [F, P, patch * patch * 3] u8, as ``Patches``.  seconds: [F] whole seconds from the
-    start.  rows, columns: of soft tokens, in every frame.
-    """
-
-    values: NDArray[np.uint8]
-    seconds: tuple[int, ...]
-    rows: int
-    columns: int
 
 
 def check_video(data: bytes) -> None:
@@ -90,21 +76,6 @@ def read_video(data: bytes, options: VideoOptions, tiling: Tiling) -> Clip:
         raise MediaError("the video holds no frame that can be decoded; is it whole?")
     seconds = tuple(math.floor(time + EDGE) for time in times[: frames.count])
     return Clip(frames.values[: frames.count], seconds, frames.rows, frames.columns)
-
-
-class Frames:
-    """Room for the frames of a video, all of one size."""
-
-    def __init__(self, room: int, first: Patches) -> None:
-        self.values = np.empty((room, *first.values.shape), np.uint8)
-        self.rows, self.columns, self.count = first.rows, first.columns, 0
-
-    def add(self, cut: Patches) -> None:
-        """Raises MediaError for a frame of another size."""
-        if (cut.rows, cut.columns) != (self.rows, self.columns):
-            raise MediaError("the video changes its size on the way; encode it again")
-        self.values[self.count] = cut.values
-        self.count += 1
 
 
 def sample_times(seconds: float, options: VideoOptions) -> list[float]:

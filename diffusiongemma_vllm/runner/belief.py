@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm import envs
 from vllm.logger import init_logger
 
 from diffusiongemma_kernels.lm_head.op import lm_head
@@ -43,8 +42,7 @@ def believe(
     weight, first, ranks = vocabulary.part, vocabulary.first, vocabulary.ranks
     if logits is None and fuses(weight):
         reading = lm_head(
-            hidden, weight, temperature, seed, counter, softcap=softcap, first=first,
-            batch_invariant=envs.VLLM_BATCH_INVARIANT,
+            hidden, weight, temperature, seed, counter, softcap=softcap, first=first
         )
         stats = combined(reading.stats, ranks)
         mixed = soft_mix(

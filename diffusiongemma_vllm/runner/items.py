@@ -12,11 +12,11 @@ from PIL import Image
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import ModalityDataItems, MultiModalDataParser
 
+from diffusiongemma_vllm.media.clips import Clip, Frames
 from diffusiongemma_vllm.media.images import read_image, to_rgb
 from diffusiongemma_vllm.media.limits import MediaError
 from diffusiongemma_vllm.media.options import MediaOptions, VideoOptions
 from diffusiongemma_vllm.media.pixels import Patches, Tiling, patches
-from diffusiongemma_vllm.media.videos import Clip, Frames, read_video
 from diffusiongemma_vllm.runner.media import IMAGE, VIDEO, Encoded, refused
 
 
@@ -140,6 +140,8 @@ def image_patches(item: Encoded | Image.Image, options: MediaOptions, tiling: Ti
 def video_clip(item: Encoded | Shown, options: VideoOptions, tiling: Tiling) -> Clip:
     """Raises MediaError for a damaged file, or more frames than are shown."""
     if isinstance(item, Encoded):
+        from diffusiongemma_vllm.media.videos import read_video
+
         return read_video(item.data, options, tiling)
     if len(item.frames) > options.num_frames:
         raise MediaError(

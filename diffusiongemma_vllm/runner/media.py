@@ -16,7 +16,6 @@ from vllm.multimodal.media import MediaConnector, MediaIO
 
 from diffusiongemma_vllm.media.images import check_image
 from diffusiongemma_vllm.media.limits import IMAGE_BYTES, VIDEO_BYTES, MediaError, check_size
-from diffusiongemma_vllm.media.videos import check_video
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,15 @@ class Kind:
         return Encoded(self.name, data)
 
 
+def _check_video(data: bytes) -> None:
+    # PyAV is loaded when the first video comes.
+    from diffusiongemma_vllm.media.videos import check_video
+
+    check_video(data)
+
+
 IMAGE = Kind("image", IMAGE_BYTES, check_image)
-VIDEO = Kind("video", VIDEO_BYTES, check_video)
+VIDEO = Kind("video", VIDEO_BYTES, _check_video)
 
 
 def refused(error: ValueError, name: str) -> VLLMValidationError:

@@ -6,7 +6,7 @@ import torch
 from timed import Timed
 
 from diffusiongemma_kernels.lm_head import _config as lm_config
-from diffusiongemma_kernels.lm_head.op import lm_head_apart, lm_head_triton
+from diffusiongemma_kernels.lm_head.op import lm_head_triton
 from diffusiongemma_kernels.row_probs.op import row_probs_triton
 from diffusiongemma_kernels.row_stats.op import row_stats_triton
 from diffusiongemma_kernels.soft_mix import _config as mix_config
@@ -37,8 +37,8 @@ def lm_heads(sweep: bool) -> Iterator[Timed]:
         def product(hidden=hidden, out=out):
             torch.matmul(hidden, weight.T, out=out)
 
-        def apart(args=args):
-            lm_head_apart(*args, softcap=CAP)
+        def apart(hidden=hidden, rest=args[2:], out=out):
+            row_stats_triton(torch.matmul(hidden, weight.T, out=out), *rest, softcap=CAP)
 
         for config in configs() if sweep else [None]:
 

@@ -81,12 +81,11 @@ def combine(capability: int):
     )
 
 
-def scan(capability: int, strip: int):
+def scan(capability: int):
     pointers = {"logits_ptr": "bf16", "temperature_ptr": "fp32", "sums_ptr": "fp32"}
-    pointers["tops_ptr"] = "fp32"
     pointers |= {"seed_ptr": "i64", "counter_ptr": "i64", "tokens_ptr": "i32"}
-    scalars = divisible("R", "V", "stride_r", "tiles", "strips") | {"group": "i32"}
-    constants = {"SPLITS": 4, "SOFTCAP": 30.0, "STRIP": strip}
+    scalars = divisible("R", "V", "stride_r", "tiles") | {"group": "i32"}
+    constants = {"SPLITS": 4, "SOFTCAP": 30.0}
     return compiling.compile_for(
         row_stats.scan, pointers, scalars, constants, capability=capability, num_warps=8
     )
@@ -334,8 +333,7 @@ def main(capability: int) -> None:
         report("attention", f"local images {kv}", pictures)
         report("kv_write", kv, write(capability, kv))
     report("attention_combine", "local", combine(capability))
-    report("row_stats", "bf16", scan(capability, 0))
-    report("row_stats", "tops", scan(capability, 64))
+    report("row_stats", "bf16", scan(capability))
     report("canvas_parts", "", canvas(capability, canvas_rows.parts, {"BLOCK": 128}, 1))
     report("canvas_rows", "", canvas(capability, canvas_rows.fill, {"BLOCK": 4096}, 8))
     step = step_config.choose(256)

@@ -10,10 +10,11 @@ CASES = [(1, 7, None, "one short row"), (3, 1030, 30.0, "a tile and a bit, softc
 
 @pytest.mark.parametrize("run", [row_probs_torch, row_probs_triton])
 @pytest.mark.parametrize(("rows", "vocab", "softcap", "why"), CASES, ids=[c[3] for c in CASES])
-def test_equals_softmax(run, rows, vocab, softcap, why):
+def test_equals_softmax(run, rows, vocab, softcap, why, device):
+    place = device if run is row_probs_triton else "cpu"
     g = torch.Generator().manual_seed(rows)
-    logits = torch.randn(rows, vocab, generator=g) * 20
-    temperature = torch.rand(rows, generator=g) + 0.2
+    logits = torch.randn(rows, vocab, generator=g).to(place) * 20
+    temperature = torch.rand(rows, generator=g).to(place) + 0.2
     z = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     y = z / temperature[:, None]
     sums = y.logsumexp(1)

@@ -18,10 +18,6 @@ BLACKWELL = Config(128, 32, 64, 4, 4)
 AMPERE = Config(128, 32, 32, 8, 4)
 SMALL = Config(128, 32, 32, 8, 3)  # 99 KB of shared memory: sm_86, sm_89, sm_120
 
-# Capabilities where the library's product and `row_stats` behind it are faster.  To be filled by
-# `run.py lm_head`, which times both; nowhere yet.
-APART: frozenset[int] = frozenset()
-
 
 def choose(capability: tuple[int, int]) -> Config:
     if capability[0] == 9:

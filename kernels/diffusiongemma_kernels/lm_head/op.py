@@ -21,21 +21,14 @@ def lm_head(
     *,
     softcap: float | None = None,
     first: int = 0,
-    batch_invariant: bool = False,
 ) -> Reading:
     """logits = hidden weight^T, summed in fp32 and rounded, and row_stats(logits, ...)
 
     hidden [R, H]; weight [V, H], of one dtype, which the logits [R, V] have too; the rest as in
     ``row_stats``; first: the token of weight's first row.  The statistics are those of the rounded
-    logits, with the same noise.
-    `batch_invariant`: a row's bits do not depend on the other rows.
+    logits, with the same noise.  On a GPU a row's bits do not depend on the other rows.
     """
-    if not hidden.is_cuda:
-        run = lm_head_torch
-    elif target.of(hidden.device).capability[0] in _config.APART and not batch_invariant:
-        run = lm_head_apart
-    else:
-        run = lm_head_triton
+    run = lm_head_triton if hidden.is_cuda else lm_head_torch
     return run(hidden, weight, temperature, seed, counter, softcap=softcap, first=first)
 
 
@@ -56,26 +49,6 @@ def lm_head_torch(
         logits, temperature, seed, counter, softcap=softcap, first=first
     )
     return Reading(logits, reference.tops(logits, STRIP), STRIP, stats)
-
-
-def lm_head_apart(
-    hidden: Tensor,
-    weight: Tensor,
-    temperature: Tensor,
-    seed: Tensor,
-    counter: Tensor,
-    *,
-    softcap: float | None = None,
-    first: int = 0,
-) -> Reading:
-    """The same by the library's product and a pass over the logits."""
-    _check(hidden, weight)
-    logits = hidden @ weight.T
-    tops = logits.new_empty(len(logits), -(-len(weight) // STRIP), dtype=torch.float32)
-    stats = row_stats.row_stats_triton(
-        logits, temperature, seed, counter, softcap=softcap, first=first, tops=tops
-    )
-    return Reading(logits, tops, STRIP, stats)
 
 
 def lm_head_triton(

@@ -30,14 +30,6 @@ def scaled(z, token, V, to_log2, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def store_tops(tops_ptr, z, first, strips, STRIP: tl.constexpr):
-    """The highest of every STRIP of the logits z [LANES], whose first strip is `first`."""
-    strip = first + tl.arange(0, LANES // STRIP)
-    tops = tl.max(z.reshape(LANES // STRIP, STRIP), 1)
-    tl.store(tops_ptr + strip, tops, mask=strip < strips)
-
-
-@triton.jit
 def add_to_sums(total, moment, y, top):
     """total += p, moment += p * (y - top) for p = 2^(y - top)."""
     below = tl.maximum(y - top, LOWEST)  # 0 * -inf would be NaN
@@ -95,21 +87,17 @@ def scan(
     counter_ptr,  # [R] i64
     sums_ptr,  # [4, R, SPLITS] f32: top, total, moment, best
     tokens_ptr,  # [2, R, SPLITS] i32: argmax, sample
-    tops_ptr,  # [R, strips] f32, written where STRIP > 0
     R,
     V,
     stride_r,
     tiles,
-    strips,
     group,  # of the first token
     SPLITS: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    STRIP: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     row_ptr = logits_ptr + row * stride_r
-    tops_ptr += row * strips
     temperature = tl.load(temperature_ptr + row)
     noisy = temperature > 0.0
     to_log2 = LOG2E / tl.where(noisy, temperature, 1.0)
@@ -129,13 +117,6 @@ def scan(
         z1 = load_logits(row_ptr, token + LANES, V)
         z2 = load_logits(row_ptr, token + 2 * LANES, V)
         z3 = load_logits(row_ptr, token + 3 * LANES, V)
-        if STRIP > 0:
-            strip = tile * (TILE // STRIP)
-            apart: tl.constexpr = LANES // STRIP
-            store_tops(tops_ptr, z0, strip, strips, STRIP)
-            store_tops(tops_ptr, z1, strip + apart, strips, STRIP)
-            store_tops(tops_ptr, z2, strip + 2 * apart, strips, STRIP)
-            store_tops(tops_ptr, z3, strip + 3 * apart, strips, STRIP)
         y0 = scaled(z0, token, V, to_log2, SOFTCAP)
         y1 = scaled(z1, token + LANES, V, to_log2, SOFTCAP)
         y2 = scaled(z2, token + 2 * LANES, V, to_log2, SOFTCAP)

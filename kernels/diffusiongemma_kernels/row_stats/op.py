@@ -6,7 +6,7 @@ from torch import Tensor
 from diffusiongemma_kernels import noise, target
 from diffusiongemma_kernels.row_stats import _config, _kernel, _torch, parts
 from diffusiongemma_kernels.row_stats._config import Config
-from diffusiongemma_kernels.row_stats.types import STRIP, RowStats
+from diffusiongemma_kernels.row_stats.types import RowStats
 
 
 def row_stats(
@@ -56,13 +56,9 @@ def row_stats_triton(
     *,
     softcap: float | None = None,
     first: int = 0,
-    tops: Tensor | None = None,
     config: Config | None = None,
 ) -> RowStats:
-    """The same by Triton.  `config` overrides the table, for tests and for the bench.
-
-    tops: [R, ceil(V / STRIP)] f32, to be filled with the highest logit of every STRIP tokens.
-    """
+    """The same by Triton.  `config` overrides the table, for tests and for the bench."""
     check(logits, temperature, seed, counter, softcap)
     R, V = logits.shape
     stats = empty(logits)
@@ -78,16 +74,13 @@ def row_stats_triton(
         counter,
         sums,
         tokens,
-        sums if tops is None else tops,
         R,
         V,
         logits.stride(0),
         cfg.tiles,
-        -(-V // STRIP),
         group(first),
         SPLITS=cfg.splits,
         SOFTCAP=softcap or 0.0,
-        STRIP=0 if tops is None else STRIP,
         num_warps=cfg.warps,
     )
     _kernel.finish[(R,)](
