@@ -6,7 +6,8 @@
 #                                                         with a CPU's answers (minutes)
 #   there:  OUT=... kernels/bench/gpu_session.sh install  once: what is carried becomes a vLLM
 #                                                tests    of every op
-#                                                first    the experts' times, a step of 1 and of 8
+#                                                first    a step of 1 and of 8 canvases
+#                                                experts  their times, and of other tiles
 #                                                kernels  the times of the other ops
 #                                                sweeps   the tables' other configurations
 #                                                steps    ours and native at 1, 4, 8, 32 canvases, traces
@@ -91,13 +92,15 @@ kernels)
     done
     ;;
 sweeps)
-    bench moe_gemm 150 --sweep
     bench lm_head 100 --sweep
     bench attention 100 --sweep
     bench soft_mix 60 --sweep
     ;;
+experts)
+    bench moe_gemm 300
+    bench moe_gemm 200 --sweep
+    ;;
 first)
-    bench moe_gemm 100
     steps "ours, 1 and 8 canvases" 150 /tmp/dg_nvfp4 --batches 1,8 --trace "$out/trace_first.txt"
     ;;
 steps)

@@ -145,14 +145,13 @@ def vllm_triton(gate_up: Dense, down: Dense) -> Layer | None:
 
 
 def swept(weights: tuple[Experts, Experts]) -> Iterator[Moe]:
-    """Tiles around the table's, at one canvas and at eight."""
-    few = [(n, 64, 4, stages) for n in (16, 32) for stages in (3, 4, 5, 6)]
-    few += [(32, 128, 4, stages) for stages in (3, 4)] + [(32, 64, 8, 4)]
-    many = [(n, 64, warps, stages) for n in (64, 128) for warps in (4, 8) for stages in (3, 4)]
-    for tokens, tiles in ((256, few), (2048, many)):
+    """Tiles around the table's, at one canvas, at four and at eight."""
+    few = [(n, 64, 4, stages) for n in (16, 32) for stages in (4, 5, 6)]
+    many = [(n, 64, 4, stages) for n in (64, 128) for stages in (3, 4)]
+    for tokens, tiles in ((256, few), (1024, many), (2048, many)):
         routed = inputs(tokens, 0.0)
         for n, k, warps, stages in tiles:
-            for tail in sorted({n, 32}) if n > 32 else (n,):
+            for tail in sorted({n, 16, 32} if n > 16 else {16}):
                 schedule = Schedule(k, warps, stages)
                 config = Config(n, tail, schedule, _config.fit(schedule, F))
                 yield timed(

@@ -9,7 +9,6 @@ ROWS = tl.constexpr(128)  # of weights a program: 64 of the gate and 64 of up, o
 @triton.jit
 def nvfp4_step(acc, x_ptrs, live, codes_ptr, scales_ptr, KB: tl.constexpr, LANE: tl.constexpr):
     """acc [ROWS, N] plus KB * 64 columns of weights, which lie in one piece, times x."""
-    x = tl.load(x_ptrs, mask=live[:, None], other=0.0)
     unit = tl.arange(0, 8)[:, None, None, None]
     block = tl.arange(0, KB)[None, :, None, None]
     lane = tl.arange(0, 32)[None, None, :, None]
@@ -21,6 +20,7 @@ def nvfp4_step(acc, x_ptrs, live, codes_ptr, scales_ptr, KB: tl.constexpr, LANE:
     scales = tl.load(
         scales_ptr + block * 512 + unit * 128 + lane * 4 + tl.arange(0, 4)[None, None, None, :]
     )
+    x = tl.load(x_ptrs, mask=live[:, None], other=0.0)  # last: where x lies is known last
     # half of the rows before the unit
     scales = scales.reshape(KB, 4, 32, 2, 2).permute(3, 1, 0, 2, 4).reshape(8, KB, 32, 2)
     w = decode(codes, scales, 8, KB, LANE, x_ptrs.dtype.element_ty)
