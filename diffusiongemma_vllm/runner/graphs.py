@@ -39,8 +39,13 @@ def install() -> None:
             finally:
                 self.max_num_reqs = requests
 
+            longest = PARTS * self.decode_query_len  # rows of one request
+
             def served(graphs: list[Any]) -> list[Any]:
-                return [replace(one, num_reqs=min(one.num_reqs, requests)) for one in graphs]
+                return [
+                    replace(one, num_reqs=min(one.num_reqs, requests), max_query_len=longest)
+                    for one in graphs
+                ]
 
             for table in (self._capture_descs, self._candidates):
                 for key, graphs in table.items():

@@ -11,8 +11,10 @@ def check_drafts(out, expected, state):
     if expected.sampling_mask_tensors is None:
         assert out.sampling_mask_tensors is None
         return 0
-    told, same = (one.sampling_mask_tensors.to_cpu_nonblocking().tolists(None).drafts
-                  for one in (expected, out))
+    copies = [one.sampling_mask_tensors.to_cpu_nonblocking() for one in (expected, out)]
+    if state.tokens.is_cuda:
+        torch.cuda.synchronize()
+    told, same = (copy.tolists(None).drafts for copy in copies)
     assert told == same and {*told} <= {"1"}
     for draft in told.values():
         if not draft["done"]:

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from modules import engine_config
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu import cudagraph_utils
+from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from diffusiongemma_vllm.runner import graphs
@@ -89,7 +91,10 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
 def test_batches_without_prompts(config, monkeypatch, case):
     count = uniform(config, case.rows, case.canvases, [True] * len(case.rows))
-    found = manager(config, monkeypatch).dispatch(len(case.rows), sum(case.rows), count, 0)
+    longest = max(case.rows)
+    found = manager(config, monkeypatch).dispatch(
+        len(case.rows), sum(case.rows), count, 0, max_query_len=longest
+    )
     if case.graph is None:
         assert found.cg_mode == CUDAGraphMode.NONE
     else:
@@ -100,7 +105,7 @@ def test_batches_without_prompts(config, monkeypatch, case):
 def test_a_prompt_in_the_batch_runs_eagerly(config, monkeypatch):
     count = uniform(config, [32, 20], [32, 0], [True, False])
     assert count is None
-    found = manager(config, monkeypatch).dispatch(2, 52, count, 0)
+    found = manager(config, monkeypatch).dispatch(2, 52, count, 0, max_query_len=None)
     assert found.cg_mode == CUDAGraphMode.NONE
 
 
@@ -111,6 +116,23 @@ def test_no_graph_has_more_requests_than_slots(config, monkeypatch):
     assert all(one.num_reqs == min(one.num_tokens // CANVAS, REQUESTS) for one in captured)
     for table in made._candidates.values():
         assert set(table) <= set(captured)
+
+
+@pytest.mark.parametrize("requests", [1, 2, 4])
+def test_vllm_can_make_the_batches_it_captures(config, monkeypatch, requests):
+    """Few requests: the graph with most rows holds a commit and a canvas of each."""
+    monkeypatch.setattr(config.scheduler_config, "max_num_seqs", requests)
+    for one in manager(config, monkeypatch)._capture_descs[CUDAGraphMode.FULL]:
+        rows = one.num_tokens
+        places = [torch.zeros(n, dtype=torch.int32) for n in (rows, rows, rows + 1, rows)]
+        buffers = SimpleNamespace(
+            device="cpu", input_ids=places[0], positions=places[1], query_start_loc=places[2],
+            seq_lens=places[3], is_padding=torch.zeros(rows, dtype=torch.bool),
+        )
+        batch = InputBatch.make_dummy(
+            one.num_reqs, rows, buffers, one.max_query_len or one.uniform_token_count
+        )
+        assert batch.num_tokens == rows
 
 
 def test_other_models_are_left_alone(config, monkeypatch):
