@@ -12,6 +12,7 @@
 #                                                sweeps   the tables' other configurations
 #                                                steps    ours and native at 1, 4, 8, 32 canvases, traces
 #                                                answers  200 prompts, against .kit/cpu_answers.jsonl
+#                                                two      60 of them, tensor parallel on two GPUs
 #                                                long     prompts of 8K to 261K
 #                                                serve    1 to 64 users, ours and native
 #                                                bf16     steps of the unquantised shape
@@ -104,23 +105,28 @@ first)
     steps "ours, 1 and 8 canvases" 150 /tmp/dg_nvfp4 --batches 1,8 --trace "$out/trace_first.txt"
     ;;
 steps)
-    steps "ours, NVFP4" 240 /tmp/dg_nvfp4 --batches 1,4,8,32 --trace "$out/trace_ours.txt"
-    VLLM_PLUGINS= steps "native, NVFP4" 290 /tmp/dg_nvfp4 --batches 1,4,8,32 \
-        --trace "$out/trace_native.txt"
-    steps "ours, 8 canvases traced" 100 /tmp/dg_nvfp4 --batches 8 --trace "$out/trace_ours_8.txt" \
+    steps "ours, NVFP4" 240 /tmp/dg_nvfp4 --batches 1,4,8,32 --trace "$out/trace_ours.txt" \
         --trace-batch 8
+    VLLM_PLUGINS= steps "native, NVFP4" 290 /tmp/dg_nvfp4 --batches 1,4,8,32 \
+        --trace "$out/trace_native.txt" --trace-batch 8
     ;;
 answers)
-    cpu=.kit/cpu_answers.jsonl
+    against=()
+    [ -f .kit/cpu_answers.jsonl ] && against=(--against .kit/cpu_answers.jsonl)
     run "answers, 16 at once" 150 python3 kernels/bench/answers.py "$out/answers_16.jsonl" \
-        --against $cpu
+        "${against[@]}"
     run "answers, 1 at once" 200 python3 kernels/bench/answers.py "$out/answers_1.jsonl" --batch 1 \
         --against "$out/answers_16.jsonl"
+    run "pictures" 100 python3 examples/miniature/evaluate_eyes.py
     VLLM_BATCH_INVARIANT=1 run "answers, invariant, 16 at once" 120 python3 \
-        kernels/bench/answers.py "$out/invariant_16.jsonl" --against $cpu
+        kernels/bench/answers.py "$out/invariant_16.jsonl" "${against[@]}"
     VLLM_BATCH_INVARIANT=1 run "answers, invariant, 1 at once" 150 python3 \
         kernels/bench/answers.py "$out/invariant_1.jsonl" --batch 1 \
         --against "$out/invariant_16.jsonl"
+    ;;
+two)
+    run "answers of two ranks" 200 python3 kernels/bench/answers.py "$out/answers_two.jsonl" \
+        --prompts 60 --kw '{"tensor_parallel_size": 2, "gpu_memory_utilization": 0.06}'
     ;;
 long)
     long='{"max_model_len": 262144, "gpu_memory_utilization": 0.9}'

@@ -234,7 +234,9 @@ def test_every_row_tile_has_a_program() -> None:
 
 def test_config_of_the_model() -> None:
     local = _config.Shape(256, 1, 8, 2, 256, 2, 256, 768)
-    assert _config.choose(local, (9, 0), 132).splits == 2
+    assert _config.choose(local, (9, 0), 132).splits == 4, "two programs a processor"
+    wide = local._replace(kv_heads=2, group=8, head_dim=512)
+    assert _config.choose(wide, (9, 0), 132).splits == 1, "one program a processor"
     many = local._replace(tokens=8192, requests=32)
     assert _config.choose(many, (9, 0), 132).splits == 1
     one_row = local._replace(tokens=1, longest_query=1, keys=262144)

@@ -24,6 +24,7 @@ class Config(NamedTuple):
     min_tiles: int  # key tiles below which a split is not worth it
 
 
+LARGEST = 227 * 1024  # bytes of shared memory of sm_90 and sm_100
 HEAD_DIMS = (32, 64, 128, 256, 512)
 MAX_SPLITS = 16
 
@@ -90,13 +91,24 @@ def row_tiles(tokens: int, requests: int, group: int, block_m: int) -> int:
     return tokens * group // block_m + requests
 
 
-def splits(shape: Shape, chosen: Tile, processors: int, min_tiles: int) -> int:
-    """Up to 5/4 programs a processor, as long as each keeps `min_tiles` key tiles."""
+def together(chosen: Tile, head_dim: int, element: int, capability: tuple[int, int]) -> int:
+    """Programs that a processor runs at once, one or two, by their shared memory."""
+    columns = chosen.block_m * head_dim + chosen.stages * chosen.block_n * (
+        head_dim + chosen.block_dv
+    )
+    return 2 if capability[0] in (9, 10) and 2 * columns * element <= LARGEST else 1
+
+
+def splits(shape: Shape, chosen: Tile, room: int, min_tiles: int) -> int:
+    """Up to 5/4 programs a place, as long as each keeps `min_tiles` key tiles.
+
+    room: programs that run at once.
+    """
     tiles = row_tiles(shape.tokens, shape.requests, shape.group, chosen.block_m)
     programs = tiles * shape.kv_heads * (shape.head_dim // chosen.block_dv)
     most = min(MAX_SPLITS, shape.keys // (chosen.block_n * min_tiles))
     count = 1
-    while count * 2 <= most and programs * count * 2 * 4 <= processors * 5:
+    while count * 2 <= most and programs * count * 2 * 4 <= room * 5:
         count *= 2
     return count
 
@@ -107,4 +119,5 @@ def choose(shape: Shape, capability: tuple[int, int], processors: int) -> Config
     if rows < chosen.block_m:
         chosen = chosen._replace(block_m=rows, warps=4)
     min_tiles = 4
-    return Config(*chosen, splits(shape, chosen, processors, min_tiles), min_tiles)
+    room = processors * together(chosen, shape.head_dim, shape.element, capability)
+    return Config(*chosen, splits(shape, chosen, room, min_tiles), min_tiles)
