@@ -229,6 +229,7 @@ def _pictures(model_config: Any) -> None:
     # vLLM would keep a whole video in one step, and its own attention backends aside.
     arch = model_config.model_arch_config
     model_config.model_arch_config = replace(arch, is_mm_prefix_lm=False)
+    vars(model_config).pop("is_mm_prefix_lm", None)  # vLLM has asked before, and keeps the answer
 
 
 def _adapters(vllm_config: Any) -> None:

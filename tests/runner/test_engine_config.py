@@ -31,6 +31,13 @@ def test_defaults(configure):
     assert config.num_speculative_tokens == CANVAS
 
 
+def test_a_video_need_not_fit_into_one_step(configure):
+    """Our scheduler keeps each picture whole; vLLM would want room for a whole video."""
+    config = configure(max_num_seqs=1)
+    assert not config.model_config.is_mm_prefix_lm
+    assert not config.scheduler_config.disable_chunked_mm_input
+
+
 def test_on_cpu_products_are_fp32_unless_the_user_says_otherwise(copy):
     edit_json(copy / "config.json", dtype="bfloat16", text_config__dtype="bfloat16")
     assert engine_config(copy).model_config.dtype == torch.float32
