@@ -11,7 +11,7 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/engine
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" tests/engine
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 	  -m "engine and not long" --ignore=tests/engine
 
