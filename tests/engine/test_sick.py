@@ -31,7 +31,10 @@ def spoil(llm, name, value):
     return pages
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
+@pytest.mark.parametrize("value", [
+    pytest.param(float("nan"), id="nan"),
+    pytest.param(float("inf"), id="inf", marks=pytest.mark.long),
+])
 def test_it_ends_alone(llm, prompts, value):
     """Its neighbours' text is what it is without it; its pages are clean before they are given out;
     the next request, which gets its slot and its pages, has the text it has on its own."""
