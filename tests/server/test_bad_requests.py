@@ -176,7 +176,7 @@ def post(server, model):
         }
         if path == RESPOND:
             body["input"] = "Hello"
-            del body["max_tokens"]
+            body["max_output_tokens"] = body.pop("max_tokens")
         elif path == COMPLETE:
             body["prompt"] = "ab"
         else:

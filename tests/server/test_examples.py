@@ -35,6 +35,7 @@ def test_length(script):
     assert len(script.read_text().splitlines()) < 60
 
 
+@pytest.mark.long
 def test_offline_generate(run):
     printed = [line for line in run("offline_generate.py") if line.endswith(", stop)")]
     assert len(printed) == 2 and printed[0].startswith("'")
@@ -46,15 +47,16 @@ def test_offline_chat(run):
     assert any(line.startswith("(thought) ") for line in printed)
 
 
-def test_infill(run, server):
+@pytest.mark.parametrize("offline", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_infill(run, server, offline):
     """Offline, a text longer than a canvas too; and through a server, gap after gap."""
-    for printed in (run("infill.py"), run("infill.py", "--url", server.url)):
-        code = "\n".join(printed)
-        filled = [line for line in printed if "filled with" in line]
-        assert len(filled) == 2
-        for text in ("    return ", "def volume(radius: float, height: float) -> float:",
+    printed = run("infill.py", *([] if offline else ["--url", server.url]))
+    code = "\n".join(printed)
+    filled = [line for line in printed if "filled with" in line]
+    assert len(filled) == 2
+    for text in ("    return ", "def volume(radius: float, height: float) -> float:",
                      " * height", "    print(volume(radius=2.0, height=3.0))"):
-            assert text in code
+        assert text in code
 
 
 def test_agent(run, server):

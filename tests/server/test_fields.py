@@ -28,7 +28,7 @@ YES = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required":
 SCHEMA = {"name": "answer", "schema": YES}
 PATHS = {"c": "/v1/chat/completions", "t": "/v1/completions", "r": "/v1/responses"}
 # Nothing is certain any more: the noise of the seed decides.
-HOT = {"temperature": 2.0, "seed": 1, "ignore_eos": True, "vllm_xargs": {
+HOT = {"question": "Zebra quokka 9x%", "temperature": 2.0, "seed": 1, "ignore_eos": True, "vllm_xargs": {
     "diffusion_t_min": 50, "diffusion_t_max": 50, "diffusion_max_denoising_steps": 2}}
 SHORT = {"ignore_eos": True, "vllm_xargs": {  # five canvases
     "diffusion_canvas_length": 24, "diffusion_max_steps": 2}}
@@ -372,15 +372,19 @@ def test_every_field_of_this_vllm_is_in_the_tables(api):
 
 @pytest.fixture(scope="module")
 def post(server, model):
-    plain = {
-        "c": {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": LIMIT},
-        "t": {"prompt": TURN.format(QUESTION), "max_tokens": LIMIT, "add_special_tokens": False},
-        "r": {"input": QUESTION, "max_output_tokens": LIMIT},
-    }
+    def plain(api: str, question: str) -> dict:
+        return {
+            "c": {"messages": [{"role": "user", "content": question}], "max_tokens": LIMIT},
+            "t": {"prompt": TURN.format(question), "max_tokens": LIMIT,
+                  "add_special_tokens": False},
+            "r": {"input": question, "max_output_tokens": LIMIT},
+        }[api]
+
     answer = {"chat_template_kwargs": {"enable_thinking": False}, "temperature": 0, "model": model}
 
     def send(api: str, options: dict) -> Reply:
-        body = json.dumps(plain[api] | answer | options)
+        own = dict(options)
+        body = json.dumps(plain(api, own.pop("question", QUESTION)) | answer | own)
         line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
         line.request("POST", PATHS[api], body, {"Content-Type": "application/json"})
         answered = line.getresponse()
