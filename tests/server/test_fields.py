@@ -28,8 +28,10 @@ YES = {"type": "object", "properties": {"yes": {"type": "boolean"}}, "required":
 SCHEMA = {"name": "answer", "schema": YES}
 PATHS = {"c": "/v1/chat/completions", "t": "/v1/completions", "r": "/v1/responses"}
 # Nothing is certain any more: the noise of the seed decides.
-HOT = {"question": "Zebra quokka 9x%", "temperature": 2.0, "seed": 1, "ignore_eos": True, "vllm_xargs": {
-    "diffusion_t_min": 50, "diffusion_t_max": 50, "diffusion_max_denoising_steps": 2}}
+HOT = {
+    "question": "Zebra quokka 9x%", "temperature": 2.0, "seed": 1, "ignore_eos": True,
+    "vllm_xargs": {
+        "diffusion_t_min": 50, "diffusion_t_max": 50, "diffusion_max_denoising_steps": 2}}
 SHORT = {"ignore_eos": True, "vllm_xargs": {  # five canvases
     "diffusion_canvas_length": 24, "diffusion_max_steps": 2}}
 # For asks that the model works against: what a field forbids holds after any number of steps.

@@ -145,7 +145,8 @@ def test_a_seed_repeats_and_another_differs(complete):
         hot = {"diffusion_t_min": 50, "diffusion_t_max": 50, "diffusion_max_denoising_steps": 2}
         options = {"ignore_eos": True, "return_token_ids": True, "vllm_xargs": hot}
         reply = complete(
-            TURN.format("Zebra quokka 9x%"), seed=seed, temperature=2.0, max_tokens=64, extra=options
+            TURN.format("Zebra quokka 9x%"), seed=seed, temperature=2.0, max_tokens=64,
+            extra=options,
         )
         return reply.choices[0].token_ids
 
