@@ -79,6 +79,8 @@ COMMANDS = {
     "python examples/miniature/train.py": Needs("a GPU"),
     "python examples/miniature/train_eyes.py": Needs("a GPU"),
     "python examples/miniature/evaluate.py": Here(),
+    "python examples/miniature/evaluate_eyes.py": RunBy(
+        "tests/server/test_examples.py", "test_evaluate_eyes"),
     "python examples/benchmark.py": Needs("a GPU"),
     "python kernels/bench/run.py": Needs("a GPU"),
     "python -m pytest tests/kernels": CI(),

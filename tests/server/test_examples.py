@@ -1,5 +1,6 @@
 """The scripts in examples/ run as a user starts them and print what they are about."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,12 @@ def test_infill(run, server, offline):
     for text in ("    return ", "def volume(radius: float, height: float) -> float:",
                      " * height", "    print(volume(radius=2.0, height=3.0))"):
         assert text in code
+
+
+@pytest.mark.long
+def test_evaluate_eyes(run):
+    printed = run("miniature/evaluate_eyes.py", "--n", "8")
+    assert json.loads(printed[-1])["all"] > 0.8
 
 
 def test_agent(run, server):
