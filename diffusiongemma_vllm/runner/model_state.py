@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.inputs import PARTS, StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
-from diffusiongemma_vllm.runner import cpu_batch, graphs, spans
+from diffusiongemma_vllm.runner import cpu_batch, cpu_wait, graphs, spans
 from diffusiongemma_vllm.runner.belief import prove
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
@@ -49,6 +49,7 @@ class DiffusionGemmaModelState(ModelState):
         graphs.install()
         if device.type == "cpu":
             cpu_batch.install()
+            cpu_wait.install()
             if vllm_config.lora_config is not None:
                 use_tiles(model.lora_manager)
         hidden = self.model_config.hf_text_config.hidden_size

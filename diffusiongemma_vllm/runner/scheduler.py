@@ -14,6 +14,7 @@ from math import isfinite
 from typing import Any
 
 from vllm.logger import init_logger
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -23,7 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from diffusiongemma_vllm.denoise.walk import PATIENCE
 from diffusiongemma_vllm.knobs import CanvasOptions, canvas_options
-from diffusiongemma_vllm.runner import drafts, notes, spans, tally
+from diffusiongemma_vllm.runner import cpu_wait, drafts, notes, spans, tally
 from diffusiongemma_vllm.runner.constraint import SHORTS, THOUGHT_FIRST
 from diffusiongemma_vllm.runner.pages import Soiled
 from diffusiongemma_vllm.runner.report import KEY, Report
@@ -38,6 +39,8 @@ class CanvasScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if current_platform.is_cpu():
+            cpu_wait.install()
         self.rules = server_rules(self.vllm_config)
         self.asked: dict[str, CanvasOptions] = {}
         self.reports: dict[str, Report] = {}
