@@ -9,8 +9,8 @@ import argparse
 import json
 
 from data import CHECKPOINT, heldout
+from offline import start
 from tokens import STOP, encode
-from vllm import LLM, SamplingParams
 
 
 def main() -> None:
@@ -21,7 +21,9 @@ def main() -> None:
     args = parser.parse_args()
     examples = heldout(args.n)
     prompts = [{"prompt_token_ids": encode(example.prompt)} for example in examples]
-    llm = LLM(args.model, dtype="float32", max_model_len=2048, max_num_seqs=8)
+    llm = start(model=args.model, dtype="float32", max_model_len=2048, max_num_seqs=8)
+    from vllm import SamplingParams  # after the engine has prepared for a CPU
+
     for length in args.lengths:
         params = [
             SamplingParams(

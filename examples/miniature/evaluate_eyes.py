@@ -9,33 +9,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 from pathlib import Path
+
+import torch
+from data import CHECKPOINT
+from drawings import TASKS, heldout
+from offline import start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=200, help="held-out pictures, of all tasks")
-    parser.add_argument("--model", type=Path)
+    parser.add_argument("--model", type=Path, default=CHECKPOINT)
     parser.add_argument("--verbose", action="store_true", help="print the wrong answers")
     args = parser.parse_args()
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    import torch
-
-    gpu = torch.cuda.is_available()
-    if not gpu:  # before vLLM looks for Triton
-        os.environ.setdefault("DIFFUSIONGEMMA_VLLM_INTERPRETER", "1")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    from data import CHECKPOINT
-    from drawings import TASKS, heldout
-    from vllm import LLM
-
-    llm = LLM(
-        model=str(args.model or CHECKPOINT), trust_remote_code=True, max_model_len=1024,
-        max_num_seqs=8, dtype="bfloat16" if gpu else "float32", gpu_memory_utilization=0.3,
-    )  # fmt: skip
+    llm = start(model=str(args.model), max_model_len=1024, max_num_seqs=8)
     examples = heldout(args.n)
     prompts = []
     for one in examples:
@@ -59,7 +48,7 @@ def main() -> None:
     for task, share in shares.items():
         print(f"{task:8s} {share:7.1%}")
     result = {"n": len(examples), "all": right.total() / len(examples), **shares}
-    device = torch.cuda.get_device_name() if gpu else "cpu"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     print(json.dumps({"device": device, **{key: round(value, 4) for key, value in result.items()}}))
 
 

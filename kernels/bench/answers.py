@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples/miniature"))
+
+from data import heldout  # noqa: E402
+from offline import start  # noqa: E402
 
 
 def main() -> None:
@@ -24,24 +26,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--kw", default="{}", help="further arguments of vllm.LLM, as JSON")
     args = parser.parse_args()
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    import torch
-
-    gpu = torch.cuda.is_available()
-    if not gpu:  # before vLLM looks for Triton
-        os.environ.setdefault("DIFFUSIONGEMMA_VLLM_INTERPRETER", "1")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-    from data import CHECKPOINT, heldout
-    from vllm import LLM
-
-    settings = dict(
-        model=str(CHECKPOINT), trust_remote_code=True, max_model_len=2048, max_num_seqs=args.batch,
-        dtype="bfloat16" if gpu else "float32", enable_prefix_caching=False,
-    )
-    if gpu:
-        settings |= {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.5}
-    llm = LLM(**settings | json.loads(args.kw))
+    settings = dict(max_model_len=2048, max_num_seqs=args.batch, enable_prefix_caching=False)
+    llm = start(**settings | json.loads(args.kw))
     tokenizer = llm.get_tokenizer()
     examples = heldout(args.prompts)
     prompts = [

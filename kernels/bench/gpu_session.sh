@@ -58,12 +58,6 @@ run() { # run NAME SECONDS COMMAND...: within SECONDS and what is left of the ca
 # The checkout before what was installed of it: a warm machine may hold an older one.
 export PYTHONPATH=$PWD:$PWD/kernels:/tmp/site PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 VLLM_USE_FLASHINFER_SAMPLER=0
 export VLLM_USE_V2_MODEL_RUNNER=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=WARNING
-if [ "$stage" = install ]; then
-    run unpack 60 python3 .kit/unpack.py /tmp/site
-    run install 60 python3 -m pip install -q --no-deps --no-build-isolation --target /tmp/site .
-    run folders 20 python3 .kit/make_model_dir.py
-fi
-
 bench() { # bench OP SECONDS [ARGUMENTS...]
     local op=$1 limit=$2
     shift 2
@@ -77,7 +71,11 @@ steps() { # steps NAME SECONDS MODEL [ARGUMENTS...], with VLLM_PLUGINS as it is
 }
 
 case $stage in
-install) ;; # done above
+install)
+    run unpack 60 python3 .kit/unpack.py /tmp/site
+    run install 60 python3 -m pip install -q --no-deps --no-build-isolation --target /tmp/site .
+    run folders 20 python3 .kit/make_model_dir.py
+    ;;
 tests)
     # Some at a time: compiling is most of their time.
     run tests 500 sh -c 'ls tests/kernels/test_*.py | grep -v test_compile |

@@ -151,7 +151,7 @@ def swept(weights: tuple[Experts, Experts]) -> Iterator[Moe]:
     for tokens, tiles in ((256, few), (1024, many), (2048, many)):
         routed = inputs(tokens, 0.0)
         for n, k, warps, stages in tiles:
-            for tail in sorted({n, 16, 32} if n > 16 else {16}):
+            for tail in sorted({n, min(n, 16), min(n, 32)}):
                 schedule = Schedule(k, warps, stages)
                 config = Config(n, tail, schedule, _config.fit(schedule, F))
                 yield timed(

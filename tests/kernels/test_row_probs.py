@@ -19,8 +19,9 @@ def test_equals_softmax(run, rows, vocab, softcap, why, device):
     y = z / temperature[:, None]
     sums = y.logsumexp(1)
     probs = run(logits, temperature, sums, softcap=softcap, dtype=torch.float32)
-    # y goes up to some hundreds, where one step of fp32 is 3e-5: so much may p be off
-    torch.testing.assert_close(probs, y.softmax(1), rtol=5e-5, atol=1e-7)
+    # y goes up to some hundreds, where a step of fp32 is 3e-5: so much is p off on a GPU
+    rtol = 5e-5 if probs.is_cuda else 2e-5
+    torch.testing.assert_close(probs, y.softmax(1), rtol=rtol, atol=1e-7)
     expected = reference.row_probs(logits, temperature, sums, softcap=softcap, dtype=torch.bfloat16)
     got = run(logits, temperature, sums, softcap=softcap, dtype=torch.bfloat16)
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-6)

@@ -56,7 +56,7 @@ def test_infill(run, server, offline):
     filled = [line for line in printed if "filled with" in line]
     assert len(filled) == 2
     for text in ("    return ", "def volume(radius: float, height: float) -> float:",
-                     " * height", "    print(volume(radius=2.0, height=3.0))"):
+                 " * height", "    print(volume(radius=2.0, height=3.0))"):
         assert text in code
 
 
