@@ -128,9 +128,7 @@ def down_tile(
     """slots[row, m] = weight[row] * (down . h) for N rows and the 128 m of `block`."""
     n = tl.arange(0, N)
     live = n < count
-    row = tl.load(rows_ptr + start + n, mask=live, other=0)
     x_ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + tl.arange(0, BLOCK_K)[None, :]
-    weight = tl.load(weight_ptr + row, mask=live, other=0.0)
     m = block * 128 + tl.arange(0, ROWS)
     acc = tl.zeros([ROWS, N], tl.float32)
     if LANE > 0:
@@ -142,13 +140,16 @@ def down_tile(
             x_ptrs += BLOCK_K
             w_ptr += BLOCK_K * 32
             scales_ptr += BLOCK_K * 8
-        weight *= tl.load(global_ptr + expert) * 256.0
     else:
         w_ptrs = w_ptr + (expert * H + m)[:, None] * columns + tl.arange(0, BLOCK_K)[None, :]
         for at in range(0, columns, BLOCK_K):
             acc = dense_step(acc, x_ptrs, live, w_ptrs, m < H, columns - at, BLOCK_K, EVEN_K)
             x_ptrs += BLOCK_K
             w_ptrs += BLOCK_K
+    row = tl.load(rows_ptr + start + n, mask=live, other=0)
+    weight = tl.load(weight_ptr + row, mask=live, other=0.0)
+    if LANE > 0:
+        weight *= tl.load(global_ptr + expert) * 256.0
     y = tl.trans((acc * weight[None, :]).to(slots_ptr.dtype.element_ty))
     slots_ptrs = slots_ptr + row[:, None].to(tl.int64) * H + m[None, :]
     tl.store(slots_ptrs, y, mask=live[:, None] & (m < H)[None, :])
