@@ -17,6 +17,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from diffusiongemma_kernels.norms.op import enter, leave
 from diffusiongemma_kernels.norms.types import Entry, Exit
 from diffusiongemma_vllm.model.attention import LayerAttention
+from diffusiongemma_vllm.model.beside import Beside
 from diffusiongemma_vllm.model.experts import OurExperts, build_experts
 from diffusiongemma_vllm.model.mlp import GatedMLP, SelfConditioning
 from diffusiongemma_vllm.model.moe import Router
@@ -63,6 +64,7 @@ class Layer(nn.Module):
         self.scalars_differ = False
         self.eps = config.rms_norm_eps
         self.ranks = Ranks.here()
+        self.beside = Beside(self.ranks)
 
     def after_attention(
         self, x: Tensor, mixed: Tensor, denoising: Tensor | None, following: Tensor
@@ -82,8 +84,10 @@ class Layer(nn.Module):
         x, for_mlp, for_experts, for_router = enter(
             x, self.self_attn.o_proj(mixed), before, self.eps
         )
-        dense = self.mlp(for_mlp)
-        experts = self.all_experts(for_experts, self.router(for_router))
+        experts, dense = self.beside(
+            lambda: self.all_experts(for_experts, self.router(for_router)),
+            lambda: self.mlp(for_mlp),
+        )
         return leave(x, dense, experts, behind, self.scalar(denoising), self.eps)
 
     def all_experts(self, x: Tensor, scores: Tensor) -> Tensor:

@@ -1,0 +1,33 @@
+"""Two branches of a layer at once, on two streams of its GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from vllm.utils.multi_stream_utils import maybe_execute_in_parallel
+from vllm.utils.torch_utils import aux_stream
+
+from diffusiongemma_vllm.model.ranks import Ranks
+
+
+class Beside:
+    """What two functions return; on one GPU they run at the same time.
+
+    They share no memory that either writes.  Of several ranks each would sum over all ranks at the
+    same time, which one communicator does not allow, so there and on CPU one follows the other.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.stream = aux_stream() if ranks.count == 1 else None
+        if self.stream is not None:
+            self.begun, self.done = torch.cuda.Event(), torch.cuda.Event()
+
+    def __call__(
+        self, long: Callable[[], Tensor], short: Callable[[], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        if self.stream is None:
+            return long(), short()
+        first, second = maybe_execute_in_parallel(long, short, self.begun, self.done, self.stream)
+        return first, second
