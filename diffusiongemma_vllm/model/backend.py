@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from vllm import envs
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
@@ -102,6 +103,10 @@ class CanvasAttentionBackend(AttentionBackend):
     def supports_non_causal(cls) -> bool:
         return True
 
+    @classmethod
+    def supports_batch_invariance(cls) -> bool:
+        return True
+
 
 class CanvasAttentionImpl(AttentionImpl):
     def __init__(  # noqa: PLR0913  vLLM's signature
@@ -157,5 +162,5 @@ class CanvasAttentionImpl(AttentionImpl):
             return output.zero_()
         return paged_attention(
             query, self._pages(layer, kv_cache), attn_metadata.batch, output,
-            window=self.window, scale=self.scale,
+            window=self.window, scale=self.scale, batch_invariant=envs.VLLM_BATCH_INVARIANT,
         )

@@ -209,20 +209,36 @@ def test_text_and_canvas_of_one_request(window: int, splits: int, device: str) -
         check(attend(op.paged_attention, paged, window), want, rows_of(case))
 
 
-def test_a_request_on_the_cpu_is_independent_of_its_batch() -> None:
-    paged = make(CASES[2])
-    whole = attend(op.paged_attention_torch, paged, 20)
-    starts = paged.batch.query_start_loc
-    for i in range(len(MIXED)):
+def each_alone(function, paged: Paged, window: int, **options) -> torch.Tensor:
+    """The rows of every request, asked for in a batch of its own."""
+    starts, rows = paged.batch.query_start_loc, []
+    lengths = starts.diff().tolist()
+    for i, length in enumerate(lengths):
         batch = paged.batch._replace(
             query_start_loc=starts[i : i + 2] - starts[i],
             seq_lens=paged.batch.seq_lens[i : i + 1],
             block_table=paged.batch.block_table[i : i + 1],
             canvas=paged.batch.canvas[i : i + 1],
+            max_query_len=length,
+            max_seq_len=int(paged.batch.seq_lens[i]),
         )
-        rows = slice(starts[i], starts[i + 1])
-        alone = attend(op.paged_attention_torch, Paged(paged.q[rows], paged.kv, batch), 20)
-        assert torch.equal(alone, whole[rows])
+        own = paged.q[starts[i] : starts[i + 1]]
+        rows.append(attend(function, Paged(own, paged.kv, batch), window, **options))
+    return torch.cat(rows)
+
+
+def test_a_request_on_the_cpu_is_independent_of_its_batch() -> None:
+    paged = make(CASES[2])
+    whole = attend(op.paged_attention_torch, paged, 20)
+    assert torch.equal(each_alone(op.paged_attention_torch, paged, 20), whole)
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_batch_invariant(window: int, device: str) -> None:
+    paged = make(Case(MIXED, SMALL, ""), device)
+    invariant = {"batch_invariant": True}
+    whole = attend(op.paged_attention_triton, paged, window, **invariant)
+    assert torch.equal(each_alone(op.paged_attention_triton, paged, window, **invariant), whole)
 
 
 def test_every_row_tile_has_a_program() -> None:
@@ -242,6 +258,8 @@ def test_config_of_the_model() -> None:
     one_row = local._replace(tokens=1, longest_query=1, keys=262144)
     assert _config.choose(one_row, (9, 0), 132)[0] == 16
     assert _config.choose(one_row, (9, 0), 132).splits == 16
+    alike = {_config.choose(one, (9, 0), 132, batch_invariant=True) for one in (local, many)}
+    assert len(alike) == 1 and alike.pop().splits == 1
     with pytest.raises(ValueError, match="head_dim must be one of"):
         _config.choose(local._replace(head_dim=96), (9, 0), 132)
     with pytest.raises(ValueError, match="8.0 or newer"):
@@ -283,6 +301,15 @@ def test_real_shapes(case: Case) -> None:
     want = attend(op.paged_attention_torch, exact, case.window)
     got = attend(op.paged_attention, paged, case.window).cpu()
     check(got, want, rows_of(case))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads, window", [(LOCAL, 1024), (GLOBAL, 0)], ids=["local", "global"])
+def test_batch_invariant_at_the_real_shapes(heads: Heads, window: int) -> None:
+    paged = make(Case(BATCH, heads, "", window, 16, BF16), "cuda")
+    whole = attend(op.paged_attention, paged, window, batch_invariant=True)
+    alone = each_alone(op.paged_attention, paged, window, batch_invariant=True)
+    assert torch.equal(alone, whole)
 
 
 @pytest.mark.gpu

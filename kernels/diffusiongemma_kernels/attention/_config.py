@@ -113,8 +113,13 @@ def splits(shape: Shape, chosen: Tile, room: int, min_tiles: int) -> int:
     return count
 
 
-def choose(shape: Shape, capability: tuple[int, int], processors: int) -> Config:
+def choose(
+    shape: Shape, capability: tuple[int, int], processors: int, batch_invariant: bool = False
+) -> Config:
+    """A batch-invariant choice depends on nothing that a batch changes: one program a row tile."""
     chosen = tile(shape.head_dim, shape.element, capability)
+    if batch_invariant:
+        return Config(*chosen, splits=1, min_tiles=1)
     rows = max(16, 1 << (shape.longest_query * shape.group - 1).bit_length())
     if rows < chosen.block_m:
         chosen = chosen._replace(block_m=rows, warps=4)

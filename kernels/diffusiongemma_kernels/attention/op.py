@@ -12,7 +12,14 @@ from diffusiongemma_kernels.paged import FP8, Batch, PagedKV
 
 
 def paged_attention(
-    q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, *, window: int, scale: float
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    out: Tensor,
+    *,
+    window: int,
+    scale: float,
+    batch_invariant: bool = False,
 ) -> Tensor:
     """out[t, h] = sum_j softmax_j(scale * q[t, h] . k[j]) v[j]   over the keys j that t sees
 
@@ -22,13 +29,21 @@ def paged_attention(
     and, where the row belongs to an image, all of that image's positions too, however far.
     q, out [T, Hq, D]; the step's own keys and values are already in the cache.  Rows from
     query_start_loc[N] on and requests without queries or keys leave `out` as it is.
+    `batch_invariant`: a row's bits do not depend on the other requests.
     """
     run = paged_attention_triton if q.is_cuda else paged_attention_torch
-    return run(q, kv, batch, out, window=window, scale=scale)
+    return run(q, kv, batch, out, window=window, scale=scale, batch_invariant=batch_invariant)
 
 
 def paged_attention_torch(
-    q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, *, window: int, scale: float
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    out: Tensor,
+    *,
+    window: int,
+    scale: float,
+    batch_invariant: bool = True,
 ) -> Tensor:
     """The same on a CPU: one request at a time, so no request can change another's bits."""
     _check(q, kv, batch, out, window, scale)
@@ -43,6 +58,7 @@ def paged_attention_triton(
     *,
     window: int,
     scale: float,
+    batch_invariant: bool = False,
     config: Config | None = None,
 ) -> Tensor:
     """The same by Triton.  `config` overrides the table, for tests and for the bench."""
@@ -59,7 +75,7 @@ def paged_attention_triton(
     if window and batch.images is None:
         keys = min(keys, window - 1 + batch.max_query_len)
     shape = _config.Shape(T, N, HKV, HQ // HKV, D, q.element_size(), batch.max_query_len, keys)
-    cfg = config or _config.choose(shape, gpu.capability, gpu.processors)
+    cfg = config or _config.choose(shape, gpu.capability, gpu.processors, batch_invariant)
 
     partial, stats = out, out
     if cfg.splits > 1:
