@@ -2,7 +2,8 @@
 
 At each position the best allowed token of the canvas's own distribution is taken.  Where the canvas
 gives what is allowed too little probability, the text before stands and the rest is denoised again
-behind it.
+behind it.  A model that does not find into its constraint would so be asked for every token: it is
+made to write more at a time, and where it wants to end, it is led to an end.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ class Constraint(Protocol):
     def over(self) -> bool:
         """Whether the text has ended."""
 
+    def is_text(self, token: int) -> bool:
+        """Whether ``token`` may be part of a text, not its end or a marker."""
+
+    def closing(self) -> int | None:
+        """An allowed token that closes what is open, if one is found."""
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -38,13 +45,14 @@ class Walk:
     threshold: float
 
     def __call__(
-        self, constraint: Constraint, logits: Tensor, width: int, ease: float = 1.0
+        self, constraint: Constraint, logits: Tensor, width: int, least: int = 1,
+        close: bool = False,
     ) -> list[int]:
-        """logits: [C, V] f32 of a settled canvas of ``width`` tokens.   ->  at least one token
+        """logits: [C, V] f32 of a settled canvas of ``width`` tokens.   ->  ``least`` or more
 
-        ease: factor on the threshold.
+        Fewer where the text ends or the canvas does.  close: the last that it must give closes what
+        is open, if it is doubtful.
         """
-        threshold = self.threshold * ease
         log_probs = logits[:width].log_softmax(dim=-1)
         values, tokens = log_probs.topk(min(LIKELY, logits.shape[-1]), dim=-1)
         likely, probs = tokens.tolist(), values.exp().tolist()
@@ -56,11 +64,18 @@ class Walk:
                 if allowed(candidate):
                     first = i if first < 0 else first
                     share += probs[place][i]
-                    if share >= threshold:
+                    if share >= self.threshold:
                         break
-            if text and share < threshold:
+            doubtful = share < self.threshold
+            if doubtful and len(text) >= least:
                 break
-            if share > 0:
+            closing = None
+            over = not constraint.is_text(likely[place][0]) or (close and len(text) == least - 1)
+            if doubtful and least > 1 and over:
+                closing = constraint.closing()
+            if closing is not None:
+                token = closing
+            elif share > 0:
                 token = likely[place][first]
             else:
                 token = _best(log_probs[place], constraint.allowed_mask(logits.shape[-1]))
@@ -76,29 +91,39 @@ class Patience:
     """What a canvas gets behind others that a constraint left little text of.
 
     Half as many steps for every such canvas in a row; and behind ``lost`` of them, where the model
-    does not find into the constraint, half the threshold for each.
+    does not find into the constraint, twice as much text whether it is likely or not.
 
-    text: tokens that are more than little.  least: steps that any canvas gets.
+    text: tokens that are more than little.  steps: what any canvas gets.  most: tokens that any
+    canvas must give.
     """
 
     text: int
-    least: int
+    steps: int
     lost: int
+    most: int
 
     def __call__(self, most: int, shorts: int) -> int:
         """most: steps of a canvas.  shorts: canvases in a row with little text."""
-        return max(min(most, self.least), most >> min(shorts, 16))
+        return max(min(most, self.steps), most >> min(shorts, 16))
 
-    def ease(self, shorts: int) -> float:
-        """Factor on a walk's threshold."""
-        return 0.5 ** max(0, shorts - self.lost)
+    def least(self, shorts: int) -> int:
+        """Tokens that a canvas must give."""
+        return min(self.most, 1 << min(max(0, shorts - self.lost), 16))
+
+    def close(self, shorts: int) -> bool:
+        """Whether the text is led to an end though the model does not want one."""
+        return self.least(shorts) == self.most
 
     def count(self, shorts: int, tokens: int) -> int:
-        """``shorts`` behind one more canvas, which gave so many tokens."""
-        return shorts + 1 if tokens < self.text else 0
+        """``shorts`` behind one more canvas, which gave so many tokens.
+
+        One that gives more than it had to halves them: the next may need help again.
+        """
+        little = tokens < self.text or tokens <= self.least(shorts)
+        return shorts + 1 if little else shorts // 2
 
 
-PATIENCE = Patience(text=4, least=2, lost=4)
+PATIENCE = Patience(text=4, steps=2, lost=4, most=16)
 
 
 def _best(log_probs: Tensor, allowed: Tensor) -> int:

@@ -27,6 +27,7 @@ from diffusiongemma_vllm.runner.grammars import Grammars
 THOUGHT_FIRST = "_thought_first"
 SHORTS = "_shorts"  # see the attribute, of a request that comes back after a preemption
 LONGEST_LEAD = 1024  # forced tokens that are worked out ahead
+CLOSERS, SEPARATOR = ('"', "}", "]"), ","
 
 
 class Stage(Enum):
@@ -45,15 +46,20 @@ class GrammarConstraint:
 
     def __init__(
         self, grammar: Future[StructuredOutputGrammar], *, ends: Sequence[int], markers: Tensor,
-        marks: ThoughtMarks | None, tokenize: Callable[[str], list[int]],
+        marks: ThoughtMarks | None, tokenize: Callable[[str], list[int]], letters: dict[str, int],
     ) -> None:
-        """markers: [V] bool, tokens that are never text.  marks: given where a thought may come."""
+        """markers: [V] bool, tokens that are never text.  marks: given where a thought may come.
+
+        letters: tokens of one character.
+        """
         self._future = grammar
         self.vocab = len(markers)
         self.ends = frozenset(ends)
         self.markers = markers
         self.marks = marks
         self.tokenize = tokenize
+        self.letters = letters
+        self.closers = [letters[text] for text in CLOSERS if text in letters]
         self.stage = Stage.GRAMMAR if marks is None else Stage.MAYBE_THOUGHT
         self.started = False
         self.lead: list[int] = []
@@ -123,6 +129,35 @@ class GrammarConstraint:
             self._advance(token)
         if token in self.ends and not self.lead and self.grammar.is_terminated():
             self.stage = Stage.OVER
+
+    def is_text(self, token: int) -> bool:
+        return token not in self.ends and not self.markers[token]
+
+    def closing(self) -> int | None:
+        """A token of ``CLOSERS``, or of a letter behind which one of them or the end may come.
+
+        Or of the separator, which ends a value.  What a closer closes is not known: at the start of
+        a value a quote opens one, and closes it the next time.
+        """
+        if self.lead or self.stage is not Stage.GRAMMAR or self.grammar.is_terminated():
+            return None
+        if (closer := self._closer()) is not None:
+            return closer
+        letter = next(filter(self._leads_out, self.letters.values()), None)
+        comma = self.letters.get(SEPARATOR, -1)
+        return comma if letter is None and self.allowed()(comma) else letter
+
+    def _closer(self) -> int | None:
+        return next(filter(self.allowed(), self.closers), None)
+
+    def _leads_out(self, letter: int) -> bool:
+        if not self.allowed()(letter):
+            return False
+        self._advance(letter)
+        try:
+            return self._closer() is not None or any(map(self.allowed(), self.ends))
+        finally:
+            self.grammar.rollback(1)
 
     def _advance(self, token: int) -> None:
         self.stage = Stage.GRAMMAR
@@ -204,11 +239,17 @@ class Constraints:
             self.grammars.compile(params), ends=sorted(params.all_stop_token_ids),
             markers=self._markers, marks=self.marks if thought else None,
             tokenize=lambda text: self._tokenizer.encode(text, add_special_tokens=False),
+            letters=self._letters,
         )
 
     @cached_property
     def _tokenizer(self) -> Any:
         return cached_tokenizer_from_config(self.config)
+
+    @cached_property
+    def _letters(self) -> dict[str, int]:
+        vocabulary = self._tokenizer.get_vocab()
+        return {text: vocabulary[text] for text in map(chr, range(33, 127)) if text in vocabulary}
 
     @cached_property
     def _markers(self) -> Tensor:

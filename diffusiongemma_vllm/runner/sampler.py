@@ -221,10 +221,12 @@ class DiffusionSampler:
             if constraint is None or special is None or width == 0:
                 continue
             logits = self._edit(self._capped(self.model.project(hidden[i])), canvas, slot, i)
-            text = WALK(constraint, logits, width, PATIENCE.ease(constraint.shorts))
+            shorts = constraint.shorts
+            least, close = PATIENCE.least(shorts), PATIENCE.close(shorts)
+            text = WALK(constraint, logits, width, least, close)
             best[i, : len(text)] = torch.tensor(text, device=best.device)
             lengths[i] = len(text)
-            constraint.shorts = PATIENCE.count(constraint.shorts, len(text))
+            constraint.shorts = PATIENCE.count(shorts, len(text))
             steps = PATIENCE(special.rules.last_step, constraint.shorts)
             self.state.knobs.last_step[slot] = steps
         return replace(result, best=best)

@@ -5,7 +5,7 @@ import torch
 from diffusiongemma_vllm.denoise.edits import Known, Scene
 from diffusiongemma_vllm.denoise.walk import Patience, Walk
 
-END = 3
+END, CLOSER = 3, 2
 
 
 class Pattern:
@@ -32,6 +32,12 @@ class Pattern:
     def over(self):
         return self.text[-1:] == [END]
 
+    def is_text(self, token):
+        return token != END
+
+    def closing(self):
+        return self._here()[-1] if CLOSER in self._here() else None
+
 
 def logits(*rows):
     return torch.tensor(rows).log()
@@ -52,8 +58,32 @@ def test_the_best_allowed_one_elsewhere():
 def test_it_stops_where_too_little_is_allowed():
     """Of the second position's probability 0.3 is allowed."""
     assert Walk(0.31)(Pattern(ANY, (0, 2), ANY), ROWS, 4) == [0]
-    assert Walk(0.31)(Pattern(ANY, (0, 2), (END,)), ROWS, 4, ease=0.9) == [0, 2, END]
     assert Walk(0.29)(Pattern(ANY, (0, 2), (END,)), ROWS, 4) == [0, 2, END]
+
+
+def test_it_gives_as_much_as_it_must():
+    assert Walk(0.31)(Pattern(ANY, (0, 2), ANY), ROWS, 4, least=2) == [0, 2]
+    assert Walk(0.31)(Pattern(ANY, (0, 2), (END,)), ROWS, 4, least=2) == [0, 2, END]
+
+
+def test_a_model_that_wants_to_end_and_must_write_is_led_to_an_end():
+    """At the third position all that the canvas knows is an end, which is not allowed there."""
+    over = Pattern(ANY, ANY, (0, 1, CLOSER), (END,))
+    wants = logits(
+        [0.7, 0.2, 0.1, 0.0], [0.1, 0.7, 0.2, 0.0], [0.04, 0.01, 0, 0.95], [0, 0, 0, 1.0]
+    )
+    assert Walk(0.1)(over, wants, 4, least=3) == [0, 1, CLOSER, END]
+    assert Walk(0.1)(Pattern(ANY, ANY, (0, 1)), wants, 3, least=3) == [0, 1, 0]
+    assert Walk(0.9)(Pattern(ANY, ANY, ANY), wants, 4) == [0, 1]
+
+
+def test_the_last_that_it_must_give_closes():
+    """At the second position 0.3 of the probability is allowed, and its best is no closer."""
+    places = (ANY, (0, 2), (END,))
+    unsure = logits([0.7, 0.2, 0.1, 0.0], [0.2, 0.7, 0.1, 0.0], [0.0, 0.0, 0.0, 1.0])
+    assert Walk(0.31)(Pattern(*places), unsure, 3, least=2, close=True) == [0, CLOSER, END]
+    assert Walk(0.31)(Pattern(*places), unsure, 3, least=2) == [0, 0, END]
+    assert Walk(0.29)(Pattern(*places), unsure, 3, least=2, close=True) == [0, 0, END]
 
 
 def test_it_always_gives_one_token():
@@ -79,9 +109,11 @@ def test_what_is_known_of_a_canvas():
     assert longer.argmax(-1).tolist() == [2, 1, 0, 1]
 
 
-def test_patience_halves_with_every_short_canvas():
-    patience = Patience(text=4, least=2, lost=4)
+def test_patience_with_short_canvases():
+    patience = Patience(text=4, steps=2, lost=4, most=16)
     assert [patience(48, n) for n in (0, 1, 2, 3, 4, 5, 99)] == [48, 24, 12, 6, 3, 2, 2]
     assert patience(1, 0) == patience(1, 9) == 1
-    assert [patience.ease(n) for n in (0, 4, 5, 7)] == [1, 1, 0.5, 0.125]
-    assert [patience.count(3, tokens) for tokens in (1, 3, 4, 200)] == [4, 4, 0, 0]
+    assert [patience.least(n) for n in (0, 4, 5, 6, 8, 9, 99)] == [1, 1, 2, 4, 16, 16, 16]
+    assert [patience.close(n) for n in (0, 7, 8, 99)] == [False, False, True, True]
+    assert [patience.count(3, tokens) for tokens in (1, 3, 4, 200)] == [4, 4, 1, 1]
+    assert [patience.count(7, tokens) for tokens in (8, 9)] == [8, 3]

@@ -200,3 +200,29 @@ def test_what_guidance_cannot_read_of_a_regex_xgrammar_may(make, tokenizer):
     with pytest.raises(VLLMValidationError):
         make("auto", regex="([")
     assert make("auto", grammar='root ::= "a" [0-9]').allowed()(tokenizer.encode("a")[-1])
+
+
+def matrix():
+    row = {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2}
+    return {"type": "object", "properties": {"matrix": row | {"items": row}},
+            "required": ["matrix"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("backend", ["auto", "xgrammar"])
+@pytest.mark.parametrize("constraint, text, closed", [
+    ({"json": {"type": "string"}}, '"a b', '"'),
+    ({"json": {"type": "array", "items": {"type": "integer"}}}, "[1, 2", "]"),
+    ({"json": matrix()}, '{"matrix": [[1, 22', "]"),
+    ({"regex": "[0-9]+[YMWD]"}, "12", "D"),
+    ({"regex": '"[0-9]+Z"'}, '"12', "Z"),
+    ({"json": matrix()}, '{"matrix": [[1', ","),
+    ({"regex": "[0-9]+ab"}, "1", None),
+])
+def test_what_closes_a_text(make, tokenizer, backend, constraint, text, closed):
+    made = make(backend, **constraint)
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        made.accept(token)
+    before = made.allowed_mask(384)
+    found = made.closing()
+    assert (tokenizer.decode(found) if found is not None else None) == closed
+    assert torch.equal(made.allowed_mask(384), before), "it only looked"
