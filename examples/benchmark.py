@@ -96,17 +96,9 @@ class Bench:
         import torch
         import vllm
         from vllm.transformers_utils.config import get_config
-        from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
         self.args, self.forwards, self.length = args, 0, 0
         self.make = torch.Generator().manual_seed(1)
-        execute = GPUModelRunner.execute_model
-
-        def counted(runner: Any, scheduled: Any, *rest: Any, **more: Any) -> Any:
-            self.forwards += bool(scheduled.total_num_scheduled_tokens)
-            return execute(runner, scheduled, *rest, **more)
-
-        GPUModelRunner.execute_model = counted
         if args.random:
             from vllm.model_executor.model_loader import dummy_loader
 
@@ -128,6 +120,16 @@ class Bench:
         begun = time.time()
         self.llm = vllm.LLM(**settings | json.loads(args.kw))
         print(f"start-up {time.time() - begun:.1f} s", flush=True)
+        core = self.llm.llm_engine.engine_core.engine_core
+        self.worker = getattr(core.model_executor, "driver_worker", None)  # none of several ranks
+        schedule = core.scheduler.schedule
+
+        def counted(*given: Any, **named: Any) -> Any:
+            scheduled = schedule(*given, **named)
+            self.forwards += bool(scheduled.total_num_scheduled_tokens)
+            return scheduled
+
+        core.scheduler.schedule = counted
         config = self.llm.llm_engine.vllm_config
         hf = config.model_config.hf_config
         self.vocab = config.model_config.get_vocab_size()
@@ -187,8 +189,23 @@ class Bench:
             "forwards_a_canvas": (many - few) / 2,
             "ms": round((long - short) / max(1, many - few) * 1e3, 3),
             "tokens_per_second": round(2 * self.canvas * batch / (long - short)),
-            "prompt_ms": round((short - (long - short) / 2) * 1e3, 1), **self.said(),
+            "prompt_ms": round((short - (long - short) / 2) * 1e3, 1), **self.memory(),
+            **self.said(),
         }  # fmt: skip
+
+    def memory(self) -> dict[str, Any]:
+        """GiB of the GPU: weights, pages, and all else that torch has held at once till now."""
+        import torch
+
+        if self.worker is None or not torch.cuda.is_available():
+            return {}
+        runner = self.worker.worker.model_runner
+        weights = runner.model_memory_usage
+        stores = [cache.untyped_storage() for cache in runner.kv_caches]  # layers share some
+        pages = sum({store.data_ptr(): store.nbytes() for store in stores}.values())
+        parts = {"weights": weights, "pages": pages}
+        parts["else"] = torch.cuda.max_memory_reserved() - weights - pages
+        return {"gib": {name: round(size / 2**30, 2) for name, size in parts.items()}}
 
     def load(self, users: int) -> dict[str, Any]:
         """Users who ask for two canvases, and again as soon as they have them."""

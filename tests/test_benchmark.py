@@ -50,6 +50,7 @@ def test_a_line_takes_prompts_out_of_the_time(benchmark):
     bench = object.__new__(benchmark.Bench)
     bench.canvas, bench.length, bench.about = 256, 512, {"implementation": "ours"}
     bench.where = {"gpu": "none", "settings": {"steps": 4}}
+    bench.worker = None
     bench.timed = lambda batch, canvases: (1 + 0.25 * canvases, 1 + 5 * canvases)
     line = bench.step(2)
     assert line["ms_a_canvas"] == 250 and line["forwards_a_canvas"] == 5 and line["ms"] == 50

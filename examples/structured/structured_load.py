@@ -25,6 +25,8 @@ from random_weights import randomised
 
 from diffusiongemma_vllm.cli.main import MINIATURE
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "miniature"))
+
 FORMATS = FormatChecker()
 LIMIT = 1024
 CLOCK = r"\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"
@@ -131,12 +133,12 @@ def main() -> int:
     parser.add_argument("--backend", default="auto", help="vLLM's for structured outputs")
     parser.add_argument("--batch", type=int, default=8, help="requests at a time")
     args = parser.parse_args()
-    from vllm import LLM
+    from offline import start
 
     with TemporaryDirectory() as folder:
         model = randomised(args.model, Path(folder)) if args.random else args.model
-        llm = LLM(
-            str(model), dtype="float32", max_model_len=2048, max_num_seqs=args.batch,
+        llm = start(
+            model=str(model), max_model_len=2048, max_num_seqs=args.batch,
             structured_outputs_config={"backend": args.backend},
         )
         asked = requests(bounded=args.random, every=args.every)

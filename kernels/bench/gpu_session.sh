@@ -11,8 +11,10 @@
 #                                                kernels  the times of the other ops
 #                                                sweeps   the tables' other configurations
 #                                                steps    ours and native at 1, 4, 8, 32 canvases, traces
+#                                                host     the same of a model that costs the GPU nothing
 #                                                answers  200 prompts, against .kit/cpu_answers.jsonl
-#                                                two      60 of them, tensor parallel on two GPUs
+#                                                structured  300 structured outputs
+#                                                two      steps of the real shape on two GPUs
 #                                                long     prompts of 8K to 261K
 #                                                serve    1 to 64 users, ours and native
 #                                                bf16     steps of the unquantised shape
@@ -75,6 +77,7 @@ install)
     run unpack 60 python3 .kit/unpack.py /tmp/site
     run install 60 python3 -m pip install -q --no-deps --no-build-isolation --target /tmp/site .
     run folders 20 python3 .kit/make_model_dir.py
+    sed 's/"vocab_size": 262144/"vocab_size": 4096/' -i /tmp/dg_tiny/config.json
     ;;
 tests)
     # Some at a time: compiling is most of their time.
@@ -122,9 +125,23 @@ answers)
         kernels/bench/answers.py "$out/invariant_1.jsonl" --batch 1 \
         --against "$out/invariant_16.jsonl"
     ;;
+host)
+    tiny() { # tiny NAME [ARGUMENTS...]
+        run "host, $1" 150 python3 examples/benchmark.py /tmp/dg_tiny --random \
+            --batches 1,4,8,32 --json "$out/host.jsonl" "${@:2}"
+    }
+    tiny "ours, async"
+    tiny "ours, sync" --kw '{"async_scheduling": false}'
+    tiny "native" --native
+    ;;
+structured)
+    run "structured outputs" 300 python3 examples/structured/structured_load.py --batch 16
+    run "structured outputs, random weights" 300 python3 examples/structured/structured_load.py \
+        --batch 16 --random
+    ;;
 two)
-    run "answers of two ranks" 200 python3 kernels/bench/answers.py "$out/answers_two.jsonl" \
-        --prompts 60 --kw '{"tensor_parallel_size": 2, "gpu_memory_utilization": 0.06}'
+    run "steps of two ranks" 400 python3 examples/benchmark.py /tmp/dg_nvfp4 --random \
+        --batches 1,8 --json "$out/steps.jsonl" --kw '{"tensor_parallel_size": 2}'
     ;;
 long)
     long='{"max_model_len": 262144, "gpu_memory_utilization": 0.9}'
