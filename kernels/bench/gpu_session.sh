@@ -16,7 +16,7 @@
 #                                                structured  300 structured outputs
 #                                                two      steps of the real shape on two GPUs
 #                                                long     prompts of 8K to 261K
-#                                                serve    1 to 64 users, ours and native
+#                                                serve    vllm bench serve, 1 to 64 users, both
 #                                                bf16     steps of the unquantised shape
 #
 # Everything printed goes to $OUT/STAGE.log, lines to $OUT/*.jsonl; the end of each step is shown.
@@ -28,6 +28,8 @@ if [ "$stage" = prepare ]; then
     tools=${2:?the folder with build_kit.py}
     python3 "$tools/build_kit.py" .kit
     cp "$tools/make_model_dir.py" "$tools/step_time.py" .kit/
+    cp "$tools/../model/tokenizer_config.json" .kit/
+    gunzip -c "$tools/../model/tokenizer.json.gz" | xz -9e >.kit/tokenizer.json.xz
     VLLM_LOGGING_LEVEL=WARNING ${PYTHON:-.venv/bin/python} kernels/bench/answers.py \
         .kit/cpu_answers.jsonl || echo "no CPU answers: the stage answers compares with none"
     du -sh .kit
@@ -77,6 +79,9 @@ install)
     run unpack 60 python3 .kit/unpack.py /tmp/site
     run install 60 python3 -m pip install -q --no-deps --no-build-isolation --target /tmp/site .
     run folders 20 python3 .kit/make_model_dir.py
+    cp .kit/tokenizer_config.json /tmp/dg_nvfp4/
+    python3 -c 'import lzma, sys; sys.stdout.buffer.write(lzma.open(sys.argv[1]).read())' \
+        .kit/tokenizer.json.xz >/tmp/dg_nvfp4/tokenizer.json
     sed 's/"vocab_size": 262144/"vocab_size": 4096/' -i /tmp/dg_tiny/config.json
     ;;
 tests)
@@ -149,10 +154,15 @@ long)
         --prompt 8192,32768,131072,261000 --json "$out/steps.jsonl" --kw "$long"
     ;;
 serve)
-    run "serve ours" 250 python3 examples/benchmark.py /tmp/dg_nvfp4 --random --batches "" \
-        --serve 1,4,16,32,64 --requests 2 --json "$out/steps.jsonl"
-    run "serve native" 320 python3 examples/benchmark.py /tmp/dg_nvfp4 --random --native \
-        --batches "" --serve 1,4,16,32,64 --requests 2 --json "$out/steps.jsonl"
+    serve() { # serve NAME SECONDS PORT [ARGUMENTS...]
+        run "serve, $1" "$2" python3 kernels/bench/serve.py /tmp/dg_nvfp4 --random --port "$3" \
+            --log "$out/server.$1.log" --json "$out/serve.jsonl" "${@:4}"
+    }
+    # On a GPU each, where there are two.
+    CUDA_VISIBLE_DEVICES=0 serve ours 560 8123 &
+    stage=serve_native
+    CUDA_VISIBLE_DEVICES=$(($(nvidia-smi -L | wc -l) > 1)) serve native 560 8124 --native &
+    wait
     ;;
 bf16)
     steps "ours, BF16" 200 /tmp/dg_bf16 --batches 1,8
