@@ -156,7 +156,8 @@ long)
 serve)
     serve() { # serve NAME SECONDS PORT [ARGUMENTS...]
         run "serve, $1" "$2" python3 kernels/bench/serve.py /tmp/dg_nvfp4 --random --port "$3" \
-            --log "$out/server.$1.log" --json "$out/serve.jsonl" "${@:4}"
+            --log "$out/server.$1.log" --json "$out/serve.jsonl" "${@:4}" \
+            --max-num-batched-tokens 16384 --limit-mm-per-prompt '{"image": 0, "video": 0}'
     }
     # On a GPU each, where there are two.
     CUDA_VISIBLE_DEVICES=0 serve ours 560 8123 &

@@ -1,5 +1,7 @@
 """serve.py MODEL [--native] [--random] [--users 1,4,16]: `vllm serve` under `vllm bench serve`.
 
+Options that are not its own go to `vllm serve`.
+
 Users send prompts of random words and ask for two canvases, end tokens ignored.  A JSON line for
 each number of users: tokens a second, and milliseconds to the first token and to the whole answer.
 --random fills weights as examples/benchmark.py does, in every process of the server.
@@ -55,8 +57,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--log", type=Path, default=Path(os.devnull), help="the server's")
     parser.add_argument("--json", type=Path, help="append a line a measurement")
-    parser.add_argument("server", nargs="*", help="further arguments of vllm serve, behind --")
-    args = parser.parse_args()
+    args, args.server = parser.parse_known_args()
     users = [int(part) for part in args.users.split(",")]
     with TemporaryDirectory() as folder, args.log.open("w") as log:
         begun = time.time()
