@@ -49,6 +49,7 @@ def prepare(native: bool) -> None:
         os.environ["VLLM_PLUGINS"] = ""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # forwards are counted in this process
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # or ranks could not be forked after a look
     import torch
 
     if not torch.cuda.is_available():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from vllm import envs
 from vllm.utils.multi_stream_utils import maybe_execute_in_parallel
 from vllm.utils.torch_utils import aux_stream
 
@@ -16,11 +17,13 @@ class Beside:
     """What two functions return; on one GPU they run at the same time.
 
     They share no memory that either writes.  Of several ranks each would sum over all ranks at the
-    same time, which one communicator does not allow, so there and on CPU one follows the other.
+    same time, which one communicator does not allow, so there, in vLLM's batch-invariant mode and
+    on CPU one follows the other.
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        self.stream = aux_stream() if ranks.count == 1 else None
+        alone = ranks.count == 1 and not envs.VLLM_BATCH_INVARIANT
+        self.stream = aux_stream() if alone else None
         if self.stream is not None:
             self.begun, self.done = torch.cuda.Event(), torch.cuda.Event()
 

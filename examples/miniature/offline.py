@@ -15,6 +15,7 @@ def start(**settings: Any) -> LLM:
     """settings: of ``vllm.LLM``, in place of those here."""
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # or ranks could not be forked after a look
     import torch
 
     gpu = torch.cuda.is_available()
