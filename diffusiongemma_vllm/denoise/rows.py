@@ -6,6 +6,7 @@ return new logits; -inf forbids a token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -41,43 +42,36 @@ class Temperature:
 
 @dataclass(frozen=True)
 class MinP:
-    """Keep each row's tokens that are at least p [R] f32 times as likely as its likeliest."""
+    """Keep each row's tokens that are at least p times as likely as its likeliest."""
 
-    p: Tensor
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        least = logits.amax(dim=-1) + self.p.log()
-        return logits.masked_fill(logits < least[:, None], float("-inf"))
-
-
-@dataclass(frozen=True)
-class TopK:
-    """Keep each row's k most likely tokens, ties with the last of them included.
-
-    k: [R] i64; 0 keeps the row whole.
-    """
-
-    k: Tensor
+    p: float
 
     def __call__(self, logits: Tensor) -> Tensor:
-        vocab = logits.shape[-1]
-        k = torch.where(self.k > 0, self.k, vocab).clamp(max=vocab)
-        ordered = logits.sort(dim=-1, descending=True).values
-        least = ordered.gather(-1, (k - 1)[:, None])
+        least = logits.amax(dim=-1, keepdim=True) + math.log(self.p)
         return logits.masked_fill(logits < least, float("-inf"))
 
 
 @dataclass(frozen=True)
-class TopP:
-    """Keep each row's smallest set of most likely tokens whose probability reaches p [R] f32."""
+class TopK:
+    """Keep each row's k most likely tokens, k > 0, ties with the last of them included."""
 
-    p: Tensor
+    k: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        best = logits.topk(min(self.k, logits.shape[-1]), dim=-1).values
+        return logits.masked_fill(logits < best[:, -1:], float("-inf"))
+
+
+@dataclass(frozen=True)
+class TopP:
+    """Keep each row's smallest set of most likely tokens whose probability reaches p."""
+
+    p: float
 
     def __call__(self, logits: Tensor) -> Tensor:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         probs = ordered.softmax(dim=-1)
-        before = probs.cumsum(dim=-1) - probs
-        drop = (before >= self.p[:, None]) & (self.p[:, None] < 1.0)
+        drop = probs.cumsum(dim=-1) - probs >= self.p
         drop[:, 0] = False
         return logits.masked_fill(drop.scatter(-1, order, drop), float("-inf"))
 

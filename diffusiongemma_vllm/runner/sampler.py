@@ -27,18 +27,21 @@ from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
 from diffusiongemma_vllm.denoise.walk import PATIENCE, Walk
 from diffusiongemma_vllm.knobs import canvas_options
+from diffusiongemma_vllm.request import RequestOptions
 from diffusiongemma_vllm.runner.belief import believe
 from diffusiongemma_vllm.runner.constraint import GrammarConstraint
 from diffusiongemma_vllm.runner.drafts import watched
 from diffusiongemma_vllm.runner.gpu_step import GpuStep
 from diffusiongemma_vllm.runner.notes import notes
 from diffusiongemma_vllm.runner.scores import gather
-from diffusiongemma_vllm.runner.special import Serving, Special, filtered
+from diffusiongemma_vllm.runner.special import Serving, Special, filtered, special_of
 from diffusiongemma_vllm.runner.whole import whole
 from diffusiongemma_vllm.state import DENOISE, Canvases, SlotState, StepResult
 
 WALK = Walk(threshold=0.1)
 TILE_CANVASES = 4  # canvases whose [rows, vocabulary] logits are in memory at a time
+# What takes most memory of what a request may ask.
+MOST = RequestOptions(temperature=1.0, top_k=1, top_p=0.5, seed=0, repetition=2.0, frequency=1.0)
 
 
 class DiffusionSampler:
@@ -275,15 +278,12 @@ class DiffusionSampler:
         return constraint
 
     def _tiles(self, slots_np: np.ndarray) -> list[list[int]]:
-        """Groups of canvases; those with distributions of their own are kept apart."""
+        """Groups of canvases; one with distributions of its own is alone: it takes more memory."""
         bent = {slot for slot, special in self.special.items() if special.bends}
         plain = [i for i, slot in enumerate(slots_np.tolist()) if slot not in bent]
         others = [i for i, slot in enumerate(slots_np.tolist()) if slot in bent]
-        return [
-            group[i : i + TILE_CANVASES]
-            for group in (plain, others)
-            for i in range(0, len(group), TILE_CANVASES)
-        ]
+        starts = range(0, len(plain), TILE_CANVASES)
+        return [plain[i : i + TILE_CANVASES] for i in starts] + [[one] for one in others]
 
     def _guess_tile(
         self, hidden: Tensor, canvas: Canvases, slots: Tensor, slots_np: np.ndarray,
@@ -305,13 +305,11 @@ class DiffusionSampler:
         flat = hidden[pick].flatten(0, 1)
         logits: Tensor | None = None
         softcap: float | None = self.softcap
-        special = [self.special.get(int(slots_np[i])) for i in tile]
-        if special[0] is not None and special[0].bends:
+        slot = int(slots_np[tile[0]])
+        bent = self.special.get(slot)
+        if bent is not None and bent.bends:
             logits = self._capped(self.model.project(flat))
-            for i, place in enumerate(tile):
-                mine = slice(i * length, (i + 1) * length)
-                logits[mine] = self._edit(logits[mine], canvas, int(slots_np[place]), place)
-            logits = filtered(logits, temperature, [one.options for one in special if one])
+            logits = filtered(self._edit(logits, canvas, slot, tile[0]), temperature, bent.options)
             temperature, softcap = torch.ones_like(temperature), None
         stats, mixed = believe(
             self.model, flat, logits, temperature, seed, counter, softcap
@@ -384,7 +382,12 @@ class DiffusionSampler:
     def _rehearse(self, hidden: Tensor) -> None:
         """Use as much memory as a step will, for vLLM's profile of the peak."""
         count = min(TILE_CANVASES, self.state.phase.shape[0])
-        shape = (count * self.config.canvas_length,)
+        length = self.config.canvas_length
         slots = torch.arange(count, device=hidden.device)
         nobody = torch.zeros(count, dtype=torch.bool, device=hidden.device)
-        self._denoise(hidden.new_zeros(*shape, hidden.shape[1]), slots, np.arange(count), nobody)
+        blank = hidden.new_zeros(count * length, hidden.shape[1])
+        self._denoise(blank, slots, np.arange(count), nobody)
+        asked = canvas_options(None, self.config)
+        self.special[0] = special_of(MOST, asked, None, None, length, hidden.device)
+        self._denoise(blank[:length], slots[:1], np.arange(1), nobody[:1])
+        del self.special[0]
