@@ -143,9 +143,11 @@ class GrammarConstraint:
             return None
         if (closer := self._closer()) is not None:
             return closer
-        letter = next(filter(self._leads_out, self.letters.values()), None)
-        comma = self.letters.get(SEPARATOR, -1)
-        return comma if letter is None and self.allowed()(comma) else letter
+        for letter in self.letters.values():
+            if self._leads_out(letter):
+                return letter
+        comma = self.letters.get(SEPARATOR)
+        return comma if comma is not None and self.allowed()(comma) else None
 
     def _closer(self) -> int | None:
         return next(filter(self.allowed(), self.closers), None)

@@ -22,6 +22,7 @@ from diffusiongemma_vllm.runner.processors import Processors
 
 ROWS = 64  # that are sorted at a time, which takes nine times the memory of their logits
 
+
 @dataclass(frozen=True)
 class Special:
     """A request that does more than denoise: what its slot needs of it, on the device.

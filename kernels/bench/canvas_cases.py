@@ -20,17 +20,8 @@ def canvases(count: int) -> tuple[Rows, Slots]:
     zero = torch.zeros(count, dtype=torch.int64, device="cuda")
     four, width = zero + 4, zero + 256
     state = Slots(
-        zero.to(torch.int32) + DENOISE,
-        tokens,
-        zero,
-        tokens.clone(),
-        tokens.clone(),
-        width,
-        width,
-        four,
-        zero.clone(),
-        zero.clone(),
-        torch.arange(count, device="cuda"),
+        zero.to(torch.int32) + DENOISE, tokens, zero, tokens.clone(), tokens.clone(), width, width,
+        four, zero.clone(), zero.clone(), torch.arange(count, device="cuda"),
     )
     starts = torch.arange(0, 256 * count + 1, 256, dtype=torch.int32, device="cuda")
     ends = torch.full((count,), 768, dtype=torch.int32, device="cuda")
