@@ -85,9 +85,7 @@ def record_engine_args() -> None:
             checkpoint.check(self, self.load_format)
             with asked.remembered(self):
                 _prepare_cpu()
-                config = original(self, *args, **kwargs)
-                _join_rank(config.parallel_config)
-            return config
+                return original(self, *args, **kwargs)
 
         return create_engine_config
 
@@ -99,15 +97,6 @@ def _prepare_cpu() -> None:
 
     if current_platform.is_cpu():
         cpu.enable()
-
-
-def _join_rank(parallel: Any) -> None:
-    """On CPU a single rank works in its engine's process: one more takes ten seconds to start."""
-    from vllm.platforms import current_platform
-
-    chosen = "distributed_executor_backend" in asked.asked()
-    if current_platform.is_cpu() and parallel.world_size == 1 and not chosen:
-        parallel.distributed_executor_backend = "uni"
 
 
 def _architectures(args: Any) -> list[str]:
