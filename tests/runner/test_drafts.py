@@ -270,3 +270,23 @@ def test_a_consumer_that_lags_has_the_newest_report(processor):
     made[0].add(made[1], aggregate=True)
     assert made[0].outputs[0].token_ids == [3, 4]
     assert made[0].outputs[0].diffusion == {"forwards": 4}
+
+
+def test_a_stream_that_is_cancelled_ends_the_one_with_drafts():
+    """As vLLM does to the streams of an engine that it stops."""
+    import asyncio
+
+    from diffusiongemma_vllm.runner.draft_stream import Mail, Shape
+
+    async def stream():
+        yield "data: first\n\n"
+        raise asyncio.CancelledError
+
+    async def read():
+        mail, seen = Mail(), []
+        with pytest.raises(asyncio.CancelledError):
+            async for event in mail.merged(stream(), Shape({}, {}, None), 1):
+                seen.append(event)
+        return seen
+
+    assert asyncio.run(asyncio.wait_for(read(), timeout=5)) == ["data: first\n\n"]
