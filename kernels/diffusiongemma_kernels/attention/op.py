@@ -31,19 +31,15 @@ def paged_attention(
     query_start_loc[N] on and requests without queries or keys leave `out` as it is.
     `batch_invariant`: a row's bits do not depend on the other requests.
     """
-    run = paged_attention_triton if q.is_cuda else paged_attention_torch
-    return run(q, kv, batch, out, window=window, scale=scale, batch_invariant=batch_invariant)
+    if not q.is_cuda:
+        return paged_attention_torch(q, kv, batch, out, window=window, scale=scale)
+    return paged_attention_triton(
+        q, kv, batch, out, window=window, scale=scale, batch_invariant=batch_invariant
+    )
 
 
 def paged_attention_torch(
-    q: Tensor,
-    kv: PagedKV,
-    batch: Batch,
-    out: Tensor,
-    *,
-    window: int,
-    scale: float,
-    batch_invariant: bool = True,
+    q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, *, window: int, scale: float
 ) -> Tensor:
     """The same on a CPU: one request at a time, so no request can change another's bits."""
     _check(q, kv, batch, out, window, scale)
