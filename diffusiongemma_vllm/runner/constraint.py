@@ -27,7 +27,7 @@ from diffusiongemma_vllm.runner.grammars import Grammars
 THOUGHT_FIRST = "_thought_first"
 SHORTS = "_shorts"  # see the attribute, of a request that comes back after a preemption
 LONGEST_LEAD = 1024  # forced tokens that are worked out ahead
-CLOSERS, SEPARATOR = ('"', "}", "]"), ","
+CLOSERS, SEPARATORS = ('"', "}", "]"), (",",)
 
 
 class Stage(Enum):
@@ -59,7 +59,9 @@ class GrammarConstraint:
         self.marks = marks
         self.tokenize = tokenize
         self.letters = letters
-        self.closers = [letters[text] for text in CLOSERS if text in letters]
+        self.closers, self.separators = (
+            [letters[text] for text in some if text in letters] for some in (CLOSERS, SEPARATORS)
+        )
         self.stage = Stage.GRAMMAR if marks is None else Stage.MAYBE_THOUGHT
         self.started = False
         self.lead: list[int] = []
@@ -136,28 +138,23 @@ class GrammarConstraint:
     def closing(self) -> int | None:
         """A token of ``CLOSERS``, or of a letter behind which one of them or the end may come.
 
-        Or of the separator, which ends a value.  What a closer closes is not known: at the start of
+        Or of a separator, which ends a value.  What a closer closes is not known: at the start of
         a value a quote opens one, and closes it the next time.
         """
         if self.lead or self.stage is not Stage.GRAMMAR or self.grammar.is_terminated():
             return None
-        if (closer := self._closer()) is not None:
-            return closer
-        for letter in self.letters.values():
-            if self._leads_out(letter):
-                return letter
-        comma = self.letters.get(SEPARATOR)
-        return comma if comma is not None and self.allowed()(comma) else None
-
-    def _closer(self) -> int | None:
-        return next(filter(self.allowed(), self.closers), None)
+        allowed = self.allowed()
+        found = next(filter(allowed, self.closers), None)
+        if found is None:
+            letters = [*filter(allowed, self.letters.values())]
+            found = next(filter(self._leads_out, letters), None)
+        return next(filter(allowed, self.separators), None) if found is None else found
 
     def _leads_out(self, letter: int) -> bool:
-        if not self.allowed()(letter):
-            return False
+        """Whether a closer or the end may come behind ``letter``, which is allowed."""
         self._advance(letter)
         try:
-            return self._closer() is not None or any(map(self.allowed(), self.ends))
+            return any(map(self.allowed(), (*self.closers, *self.ends)))
         finally:
             self.grammar.rollback(1)
 
