@@ -154,15 +154,15 @@ long)
         --prompt 8192,32768,131072,261000 --json "$out/steps.jsonl" --kw "$long"
     ;;
 serve)
-    serve() { # serve NAME SECONDS PORT [ARGUMENTS...]
-        run "serve, $1" "$2" python3 kernels/bench/serve.py /tmp/dg_nvfp4 --random --port "$3" \
-            --log "$out/server.$1.log" --json "$out/serve.jsonl" "${@:4}" \
-            --max-num-batched-tokens 16384 --limit-mm-per-prompt '{"image": 0, "video": 0}'
+    serve() { # serve NAME SECONDS [ARGUMENTS...]
+        run "serve, $1" "$2" python3 kernels/bench/serve.py /tmp/dg_nvfp4 --random \
+            --json "$out/serve.jsonl" "${@:3}" --max-num-batched-tokens 16384 \
+            --limit-mm-per-prompt '{"image": 0, "video": 0}'
     }
     # On a GPU each, where there are two.
-    CUDA_VISIBLE_DEVICES=0 serve ours 560 8123 &
+    CUDA_VISIBLE_DEVICES=0 serve ours 560 &
     stage=serve_native
-    CUDA_VISIBLE_DEVICES=$(($(nvidia-smi -L | wc -l) > 1)) serve native 560 8124 --native &
+    CUDA_VISIBLE_DEVICES=$(($(nvidia-smi -L | wc -l) > 1)) serve native 560 --native &
     wait
     ;;
 bf16)

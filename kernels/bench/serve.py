@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from diffusiongemma_vllm import compat
+from diffusiongemma_vllm.cli.server import Server, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
@@ -54,72 +53,53 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=2, help="of each user")
     parser.add_argument("--steps", type=int, default=16, help="denoise steps a canvas, at most")
     parser.add_argument("--words", type=int, default=512, help="tokens of a prompt")
-    parser.add_argument("--port", type=int, default=8123)
-    parser.add_argument("--log", type=Path, default=Path(os.devnull), help="the server's")
     parser.add_argument("--json", type=Path, help="append a line a measurement")
     args, args.server = parser.parse_known_args()
     users = [int(part) for part in args.users.split(",")]
-    with TemporaryDirectory() as folder, args.log.open("w") as log:
+    with TemporaryDirectory() as folder:
+        prepare(args, Path(folder))
         begun = time.time()
-        server = subprocess.Popen(
-            command(args, max(users)), env=environment(args, Path(folder)), stdout=log,
-            stderr=log, start_new_session=True,
-        )  # fmt: skip
-        try:
-            wait(server, args.port)
-            print(f"start-up {time.time() - begun:.1f} s", flush=True)
+        with serving(args.model, flags(args, max(users))) as server:
+            print(f"start-up {time.time() - begun:.1f} s, log {server.log}", flush=True)
             for count in tqdm(users, desc="users"):
-                line = json.dumps(load(args, count, Path(folder)))
+                line = json.dumps(load(args, count, server, Path(folder)))
                 print(line, flush=True)
                 if args.json:
                     with args.json.open("a") as file:
                         file.write(line + "\n")
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait()
     return 0
 
 
-def command(args: argparse.Namespace, users: int) -> list[str]:
+def flags(args: argparse.Namespace, users: int) -> list[str]:
     diffusion = {"canvas_length": 256, "max_denoising_steps": args.steps}
     return [
-        *VLLM, "serve", args.model, "--port", str(args.port), "--trust-remote-code",
-        "--attention-backend", "TRITON_ATTN", "--max-model-len", "8192",
+        "--trust-remote-code", "--attention-backend", "TRITON_ATTN", "--max-model-len", "8192",
         "--max-num-seqs", str(users), "--diffusion-config", json.dumps(diffusion),
         *(["--load-format", "dummy"] if args.random else []), *args.server,
     ]  # fmt: skip
 
 
-def environment(args: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """With a plugin in ``folder`` that fills weights; native: without any other."""
+def prepare(args: argparse.Namespace, folder: Path) -> None:
+    """A plugin in ``folder`` that fills weights, for all that starts; native: no other plugin."""
     about = folder / "fill-0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fill\nVersion: 0\n")
     entry = f"[vllm.general_plugins]\n{FILL} = fill_plugin:register\n"
     (about / "entry_points.txt").write_text(entry if args.random else "")
     (folder / "fill_plugin.py").write_text(PLUGIN)
-    found = os.environ | {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
-    found.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
-    return found | ({"VLLM_PLUGINS": FILL} if args.native else {})
+    os.environ["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
+    os.environ.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    if args.native:
+        os.environ["VLLM_PLUGINS"] = FILL
 
 
-def wait(server: subprocess.Popen, port: int) -> None:
-    while server.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise RuntimeError(f"the server ended with {server.returncode}: see --log")
-
-
-def load(args: argparse.Namespace, users: int, folder: Path) -> dict:
+def load(args: argparse.Namespace, users: int, server: Server, folder: Path) -> dict:
     total = users * args.requests
     found = folder / f"{users}.json"
     subprocess.run(
         [
             *VLLM, "bench", "serve", "--backend", "openai", "--model", args.model,
-            "--base-url", f"http://127.0.0.1:{args.port}", "--dataset-name", "random",
+            "--base-url", server.url, "--dataset-name", "random",
             "--random-input-len", str(args.words), "--random-output-len", "512", "--ignore-eos",
             "--num-prompts", str(total), "--max-concurrency", str(users), "--seed", str(users),
             "--percentile-metrics", "ttft,e2el", "--metric-percentiles", "99",
