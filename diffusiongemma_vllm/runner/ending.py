@@ -1,4 +1,9 @@
-"""A server whose engine died ends with an error that says so; vLLM's ends as if all were well."""
+"""How a server ends: with an error where its engine died, and never waiting for lost requests.
+
+vLLM's ends as if all were well in the first case.  In the second, a signal that it was sent, it
+stops its engine, then the task that brings what the engine says; where that task had not yet heard
+that the engine is gone, requests that run are told nothing and the server waits for them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from typing import Any
 from diffusiongemma_vllm.compat import ours, patch
 
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+CLIENT = "vllm.v1.engine.async_llm"
 # The coroutine that ``serve_http`` returns where the server stopped by itself, not by a signal.
 BY_ITSELF = "dummy_shutdown"
 
@@ -17,11 +23,13 @@ BY_ITSELF = "dummy_shutdown"
 def install() -> None:
     """In the process of an API server; there is nothing to do in any other.
 
-    Removal: when ``vllm serve`` exits with an error after its engine died.
+    Removal: when ``vllm serve`` exits with an error after its engine died, and ends within seconds
+    of SIGTERM however many requests run.
     """
-    entry = sys.modules.get(ENTRY)
-    if entry is not None:
+    if (entry := sys.modules.get(ENTRY)) is not None:
         patch(entry, "build_and_serve", _make)
+    if (client := sys.modules.get(CLIENT)) is not None:
+        patch(client.AsyncLLM, "_run_output_handler", _make_handler)
 
 
 def _make(original: Any) -> Any:
@@ -36,6 +44,25 @@ def _make(original: Any) -> Any:
         return shutdown
 
     return build_and_serve
+
+
+def _make_handler(original: Any) -> Any:
+    def _run_output_handler(self: Any) -> None:
+        before = self.output_handler
+        original(self)
+        if self.output_handler is before or not ours(self.model_config):
+            return
+        requests = self.output_processor
+
+        def tell(handler: Any) -> None:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            if handler.cancelled():
+                requests.propagate_error(EngineDeadError())
+
+        self.output_handler.add_done_callback(tell)
+
+    return _run_output_handler
 
 
 def _processes(engine_client: Any) -> Sequence[Any]:

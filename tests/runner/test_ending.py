@@ -57,6 +57,46 @@ def test_every_other_end_is_vllms(architecture, name, errored):
     assert serve(architecture, name, errored=errored) == name
 
 
+class Client:
+    """What ``AsyncLLM`` has of its output handler, which here waits without an end."""
+
+    def __init__(self, architecture, told):
+        self.model_config = SimpleNamespace(architectures=[architecture])
+        self.output_handler = None
+        self.output_processor = SimpleNamespace(propagate_error=told.append)
+
+    def run(self):
+        if self.output_handler is None:
+            self.output_handler = asyncio.create_task(asyncio.sleep(60))
+
+
+@pytest.mark.parametrize("architecture, errors", [(ARCHITECTURE, 1), ("Gemma4ForCausalLM", 0)])
+def test_running_requests_hear_that_nothing_more_comes(architecture, errors):
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    told = []
+    start = ending._make_handler(Client.run)
+
+    async def stopped():
+        client = Client(architecture, told)
+        start(client)
+        start(client)  # once a request, as vLLM does
+        await asyncio.sleep(0)
+        client.output_handler.cancel()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(stopped())
+    assert [type(error) for error in told] == [EngineDeadError] * errors
+
+
+def test_vllm_still_stops_its_handler_so():
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert "cancel_task_threadsafe(handler)" in inspect.getsource(AsyncLLM.shutdown)
+    handler = inspect.getsource(inspect.unwrap(AsyncLLM._run_output_handler))
+    assert "except Exception as e" in handler and "propagate_error(e)" in handler
+
+
 def test_vllm_still_ends_that_way():
     from vllm.entrypoints.launchers import launcher
     from vllm.entrypoints.launchers.api_server import entry
