@@ -85,7 +85,9 @@ def record_engine_args() -> None:
             checkpoint.check(self, self.load_format)
             with asked.remembered(self):
                 _prepare_cpu()
-                return original(self, *args, **kwargs)
+                config = original(self, *args, **kwargs)
+                _join_rank(config.parallel_config)
+            return config
 
         return create_engine_config
 
@@ -97,6 +99,15 @@ def _prepare_cpu() -> None:
 
     if current_platform.is_cpu():
         cpu.enable()
+
+
+def _join_rank(parallel: Any) -> None:
+    """On CPU a single rank works in its engine's process: one more takes ten seconds to start."""
+    from vllm.platforms import current_platform
+
+    chosen = "distributed_executor_backend" in asked.asked()
+    if current_platform.is_cpu() and parallel.world_size == 1 and not chosen:
+        parallel.distributed_executor_backend = "uni"
 
 
 def _architectures(args: Any) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from modules import edit_json, engine_config
 from vllm import SamplingParams, envs
 from vllm.exceptions import VLLMValidationError
+from vllm.platforms import current_platform
 
 from diffusiongemma_vllm import asked, compat
 from diffusiongemma_vllm.runner import engine_config as module
@@ -29,6 +30,14 @@ def test_defaults(configure):
     assert config.attention_config.backend.name == "TRITON_ATTN"
     assert config.scheduler_config.scheduler_cls == module.SCHEDULER
     assert config.num_speculative_tokens == CANVAS
+
+
+@pytest.mark.skipif(not current_platform.is_cpu(), reason="a GPU's default is vLLM's")
+def test_one_rank_on_a_cpu_works_in_its_engines_process(configure, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")  # else that is vLLM's default too
+    assert configure().parallel_config.distributed_executor_backend == "uni"
+    chosen = configure(distributed_executor_backend="mp")
+    assert chosen.parallel_config.distributed_executor_backend == "mp"
 
 
 def test_a_video_need_not_fit_into_one_step(configure):
