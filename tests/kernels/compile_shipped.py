@@ -322,6 +322,8 @@ def main(capability: int) -> None:
         used = compiling.resources(compiled)._asdict()
         ptx = compiled.asm["ptx"]
         used["wgmma"] = "wgmma.mma_async" in ptx
+        left = re.findall(r"wgmma\.wait_group\S* (\d+)", ptx)
+        used["in_flight"] = max(map(int, left), default=0)  # groups of products behind a wait
         used["moves"] = moves(compiled) if op.startswith(("moe_gemm", "lm_head")) else 0
         used["fp4"] = bool(re.search(r"mma\.\S*kind::mxf4nvf4\.block_scale", ptx))
         print(json.dumps({"op": op, "case": case, "sm": capability, **used}))

@@ -47,6 +47,9 @@ def test_shipped_configurations_compile(gpu: Limit) -> None:
             assert line["moves"] == 0, f"a load waits: {line}"
         if line["op"] == "moe_gemm" and gpu.capability != 100:  # there they go to its own memory
             assert line["moves"] == 0, f"weights move between threads: {line}"
+        if line["op"] == "attention" or "nvfp4" in line["case"]:
+            # The left operand is in registers, which ptxas before CUDA 13.3 gives away too early.
+            assert line["in_flight"] == 0, f"products may read what a later step writes: {line}"
         assert line["fp4"] == (line["op"] == "moe_gemm_fp4"), line
     if gpu.capability >= 100:
         assert any(line["fp4"] for line in lines)

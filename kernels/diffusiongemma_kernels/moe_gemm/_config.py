@@ -24,11 +24,11 @@ class Table(NamedTuple):
     config: Config
 
 
-NVFP4 = (  # by `run.py moe_gemm` on an H100, at 256, 512, 1,024 and 2,048 tokens
+NVFP4 = (  # by `run.py moe_gemm` on an H100 and an H200, at 256, 512, 1,024 and 2,048 tokens
     Table(24, Config(32, 16, Schedule(64, 4, 4), Schedule(64, 4, 4))),
     Table(48, Config(64, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),
     Table(96, Config(64, 16, Schedule(64, 4, 3), Schedule(64, 4, 3))),
-    Table(float("inf"), Config(128, 16, Schedule(64, 4, 3), Schedule(64, 4, 3))),
+    Table(float("inf"), Config(128, 32, Schedule(64, 4, 3), Schedule(64, 4, 3))),
 )
 DENSE = (
     Table(24, Config(32, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),

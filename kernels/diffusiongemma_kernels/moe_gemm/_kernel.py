@@ -24,7 +24,14 @@ def nvfp4_step(acc, x_ptrs, live, codes_ptr, scales_ptr, KB: tl.constexpr, LANE:
     # half of the rows before the unit
     scales = scales.reshape(KB, 4, 32, 2, 2).permute(3, 1, 0, 2, 4).reshape(8, KB, 32, 2)
     w = decode(codes, scales, 8, KB, LANE, x_ptrs.dtype.element_ty)
-    return tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+    acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+    if LANE == 2 and w.dtype == tl.bfloat16:
+        # Whoever uses the sum waits for it.  Otherwise the next step decodes into registers that an
+        # asynchronous product still reads (triton issue 9433; its ptxas knows from CUDA 13.3 on).
+        acc = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [acc], dtype=tl.float32, is_pure=False, pack=1
+        )
+    return acc
 
 
 @triton.jit
