@@ -151,6 +151,8 @@ class Bench:
                 "steps": args.steps, "random": args.random, **json.loads(args.kw)
             },
         }
+        if vllm.envs.VLLM_BATCH_INVARIANT:
+            self.where["settings"]["batch_invariant"] = True
 
     def said(self) -> dict[str, Any]:
         """Where and how a line was measured."""
@@ -268,8 +270,10 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     for line in lines:
         if line["what"] == "step":
             name = f"{line['implementation']}, {line['precision']}, {line['gpu']}"
+            for key in line["settings"].keys() - {"prompt", "steps", "random"}:
+                name += f", {key} {line['settings'][key]}"
             curves.setdefault(name, {})[line["canvases"]] = line
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     labels = {"ms_a_canvas": "ms a canvas", "tokens_per_second": "tokens a second"}
     for panel, (key, label) in zip(panels, labels.items(), strict=True):
         for name, points in curves.items():
@@ -281,7 +285,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         panel.yaxis.set_major_formatter("{x:g}")
         panel.minorticks_off()
         panel.grid(alpha=0.3)
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=150)
     print(f"drawn: {path}")
 
