@@ -285,3 +285,23 @@ def test_a_graph_replays_with_other_routing() -> None:
     want = op.moe(x, ids, share, *weights)
     graph.replay()
     assert torch.equal(y, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch_invariant", [False, True])
+@pytest.mark.parametrize("tokens", [256, 512, 2048])
+def test_beside_products_of_another_stream(tokens: int, batch_invariant: bool) -> None:
+    """They keep the tensor cores busy, so that a product is late for the step that follows it."""
+    (x, ids, share), gate_up, down = make(REAL._replace(tokens=tokens), "cuda")
+    x, weights = x.bfloat16(), packed(gate_up, down)
+    alone = op.moe(x, ids, share, *weights, batch_invariant=batch_invariant)
+    wide = torch.randn(2816, 4224, device="cuda", dtype=torch.bfloat16)
+    main, other = torch.cuda.current_stream(), torch.cuda.Stream()
+    for _ in range(20):
+        other.wait_stream(main)
+        with torch.cuda.stream(other):
+            for _ in range(8):
+                torch.mm(x, wide)
+        got = op.moe(x, ids, share, *weights, batch_invariant=batch_invariant)
+        assert torch.equal(got, alone)
+        main.wait_stream(other)

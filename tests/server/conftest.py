@@ -1,8 +1,12 @@
 """One `vllm serve` on the miniature for every test here: the model card's flags, and an adapter."""
 
+import json
 import os
+import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from urllib.request import Request, urlopen
 
 import pytest
 from adapters import skeleton, write
@@ -53,12 +57,37 @@ def server(adapter, media):
         yield server
         assert server.process.poll() is None, f"the server died:\n{server.tail()}"
         assert settled(server) == 0, "requests are left over"
-        server.process.terminate()
+        with ThreadPoolExecutor(8) as pool:
+            asked = [pool.submit(streamed, server, i % 2) for i in range(8)]
+            until = time.monotonic() + 10
+            while running(server) < len(asked) and time.monotonic() < until:
+                time.sleep(0.1)
+            began = running(server)
+            server.process.terminate()  # each stream ends, with its text or with an error
+            late = wait(asked, timeout=10).not_done
+            if late:
+                os.killpg(server.process.pid, signal.SIGKILL)
+            assert not late, f"{len(late)} streams hear nothing more:\n{server.tail()}"
+            assert began == len(asked), f"{began} of {len(asked)} streams ran"
         try:
             server.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             pytest.fail(f"the server does not stop:\n{server.tail()}")
         assert gone(server.process.pid), "the server left a process behind"
+
+
+def streamed(server, drafts):
+    """The body of a stream that would take minutes, or the error that ended it."""
+    body = {"model": str(MINIATURE), "stream": True, "max_tokens": 3000, "ignore_eos": True,
+            "messages": [{"role": "user", "content": "Count from 10 to 99."}],
+            "vllm_xargs": {"diffusion_drafts": 1} if drafts else None}
+    request = Request(f"{server.url}/v1/chat/completions", json.dumps(body).encode(),
+                      {"content-type": "application/json"})
+    try:
+        with urlopen(request) as reply:
+            return reply.read()
+    except OSError as error:
+        return error
 
 
 def gone(group, seconds=15):
@@ -110,13 +139,17 @@ def healthy(chat, server):
     return check
 
 
+def running(server):
+    """How many requests run or wait."""
+    metrics = server.metrics()
+    return sum(metrics[f"vllm:num_requests_{state}"] for state in ("running", "waiting"))
+
+
 def settled(server, seconds=30):
     """How many requests still run or wait once the server had time to let them go."""
-    names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
     until = time.monotonic() + seconds
     while True:
-        metrics = server.metrics()
-        count = sum(metrics[name] for name in names)
+        count = running(server)
         if not count or time.monotonic() > until:
             return count
         time.sleep(0.2)
