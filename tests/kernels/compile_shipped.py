@@ -45,7 +45,7 @@ def attend(capability: int, shape: _config.Shape, window: int, kv: str, splits: 
     pointers |= dict.fromkeys(("k_ptr", "v_ptr"), kv)
     pointers |= dict.fromkeys(("partial_ptr", "stats_ptr"), "fp32")
     strides = divisible(
-        *("T", "stride_qt", "stride_qh", "stride_ot", "stride_oh", "stride_table"),
+        *("stride_qt", "stride_qh", "stride_ot", "stride_oh", "stride_table"),
         *("stride_kb", "stride_ks", "stride_kh", "stride_vb", "stride_vs", "stride_vh"),
     )
     constants = {
@@ -62,9 +62,9 @@ def attend(capability: int, shape: _config.Shape, window: int, kv: str, splits: 
         "SPLITS": splits,
         "MIN_TILES": 4,
         "PRECISION": "tf32",
-        "N": 1,
     }
     scalars = strides | dict.fromkeys(("logit_scale", "v_scale"), "fp32")
+    scalars |= {"N": "i32", "T": "i32"}
     launch = {"num_warps": tile.warps, "num_stages": tile.stages}
     return compiling.compile_for(
         attention.attend, pointers, scalars, constants, capability=capability, **launch
@@ -74,7 +74,7 @@ def attend(capability: int, shape: _config.Shape, window: int, kv: str, splits: 
 def combine(capability: int):
     pointers = dict.fromkeys(("partial_ptr", "stats_ptr"), "fp32")
     pointers |= {"out_ptr": "bf16", "query_start_loc_ptr": "i32"}
-    scalars = divisible("T", "stride_ot", "stride_oh") | {"N": "i32", "v_scale": "fp32"}
+    scalars = divisible("stride_ot", "stride_oh") | {"N": "i32", "T": "i32", "v_scale": "fp32"}
     constants = {"HQ": 16, "D": 256, "SPLITS": 2}
     return compiling.compile_for(
         attention.combine, pointers, scalars, constants, capability=capability, num_warps=2
@@ -191,7 +191,8 @@ def experts(capability: int, fn, config: moe_config.Config, nvfp4: bool):
     pointers |= {"x_ptr": "bf16"} if up else {"weight_ptr": "fp32", "slots_ptr": "bf16"}
     kinds = ("i16", "u8", "fp32") if nvfp4 else ("bf16",) * 3
     pointers |= dict(zip(("w_ptr", "scales_ptr", "global_ptr"), kinds, strict=True))
-    scalars = divisible("columns", "stride_h", "TILES", *(("F", "stride_x") if up else ("H",)))
+    scalars = divisible("columns", "stride_h", *(("F", "stride_x") if up else ("H",)))
+    scalars["TILES"] = "i32"
     constants = {
         "BLOCK_N": config.block_n,
         "TAIL_N": config.tail_n,
@@ -215,8 +216,9 @@ def add_slots(capability: int):
 def sort(capability: int, ids: int, lane: int):
     pointers = dict.fromkeys(("ids_ptr", "rows_ptr", "tiles_ptr"), "i32")
     pointers |= dict.fromkeys(("x_ptr", "stored_ptr"), "bf16")
-    scalars = divisible("n", "TILES", "T", "H", "stride_x", "stride_s")
+    scalars = divisible("H", "stride_x", "stride_s") | {"T": "i32", "TILES": "i32"}
     constants = {
+        "K": 8,
         "E": 128,
         "TILE": 32,
         "BLOCK": ids,
@@ -230,7 +232,7 @@ def sort(capability: int, ids: int, lane: int):
         scalars,
         constants,
         capability=capability,
-        num_warps=min(16, max(4, ids // 256)),
+        num_warps=min(16, ids // 256),
     )
 
 
@@ -250,7 +252,7 @@ def fp4_experts(capability: int, fn, config: fp4_config.Config):
         "ALIGN": fp4_config.alignment(columns),
         "NATIVE": True,
     }
-    scalars = divisible("C", "TILES", "F" if up else "H")
+    scalars = divisible("C", "F" if up else "H") | {"TILES": "i32"}
     launch = {"num_warps": config.warps, "num_stages": config.stages}
     return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)
 
@@ -260,7 +262,7 @@ def quantise(capability: int, config: fp4_config.Config, top_k: int):
     pointers |= dict.fromkeys(("codes_ptr", "scales_ptr"), "u8")
     constants = {"K": top_k, "BLOCK_N": config.block_n, "BLOCK_C": config.quantised}
     return compiling.compile_for(
-        fp4.quantise, pointers, divisible("C", "TILES", "stride_x"), constants,
+        fp4.quantise, pointers, divisible("C", "stride_x") | {"TILES": "i32"}, constants,
         capability=capability, num_warps=4,
     )  # fmt: skip
 
@@ -289,7 +291,7 @@ def route(capability: int):
     pointers = {"scores_ptr": "bf16", "scale_ptr": "bf16", "weights_ptr": "fp32", "ids_ptr": "i32"}
     constants = {"K": 8, "BLOCK_T": 4, "BLOCK_E": 128, "BLOCK_K": 8}
     return compiling.compile_for(
-        routing.route, pointers, divisible("T", "E", "stride_t"), constants,
+        routing.route, pointers, divisible("E", "stride_t") | {"T": "i32"}, constants,
         capability=capability, num_warps=4,
     )  # fmt: skip
 

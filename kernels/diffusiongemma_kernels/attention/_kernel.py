@@ -16,7 +16,7 @@ def find_request(query_start_loc_ptr, block, N, GROUP: tl.constexpr, BLOCK_M: tl
     return begun - 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "T"])  # one compilation for every batch
 def attend(
     q_ptr,  # [T, Hq, D]
     k_ptr,  # [pages, PAGE, Hkv, D]
@@ -172,7 +172,7 @@ def attend(
             tl.store(part_rows[:, None] + value_columns[None, :], acc, mask=live[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "T"])
 def combine(
     partial_ptr,  # [SPLITS, T, Hq, D] f32
     stats_ptr,  # [2, SPLITS, T, Hq] f32

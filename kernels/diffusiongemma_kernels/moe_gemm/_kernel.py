@@ -87,7 +87,7 @@ def gate_up_tile(
     tl.store(h_ptrs, h, mask=live[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES"])  # one compilation for every batch
 def gate_up(
     x_ptr,  # [T, columns], in the order of `moe_sort` where the weights are NVFP4
     w_ptr,  # [E, 2 F, columns], or codes
@@ -162,7 +162,7 @@ def down_tile(
     tl.store(slots_ptrs, y, mask=live[:, None] & (m < H)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES"])
 def down(
     h_ptr,  # [T * K, F rounded up to 64]
     w_ptr,  # [E, H, columns], or codes

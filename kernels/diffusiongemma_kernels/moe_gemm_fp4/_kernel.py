@@ -19,7 +19,7 @@ def e4m3_value(bits):
     return (bits << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES"])  # one compilation for every batch
 def quantise(
     x_ptr,  # [., C]
     rows_ptr,  # [T * K] i32
@@ -129,7 +129,7 @@ def fp4_product(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES"])
 def gate_up(
     x_ptr,  # [T * K, C / 2] u8
     xs_ptr,  # [T * K, C / 16] u8
@@ -172,7 +172,7 @@ def gate_up(
     tl.store(ptrs, tl.trans(h).to(h_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TILES"])
 def down(
     x_ptr,  # [T * K, C / 2] u8
     xs_ptr,  # [T * K, C / 16] u8

@@ -71,19 +71,19 @@ def store_rows(
         tl.store(stored_ptrs, x.reshape(BLOCK_T, BLOCK_H), mask=there & (h < stride_s))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "TILES"])  # one compilation for every batch
 def sort(
     x_ptr,  # [T, H]
-    ids_ptr,  # [n] i32, numbers outside 0 .. E - 1 belong to nobody
-    rows_ptr,  # [n] i32
+    ids_ptr,  # [T * K] i32, numbers outside 0 .. E - 1 belong to nobody
+    rows_ptr,  # [T * K] i32
     tiles_ptr,  # [3, TILES] i32
     stored_ptr,  # [T, stride_s]
-    n,
-    TILES,
     T,
+    TILES,
     H,
     stride_x,
     stride_s,
+    K: tl.constexpr,
     E: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -93,6 +93,6 @@ def sort(
 ):
     program = tl.program_id(0)
     if program < E:
-        place_expert(program, ids_ptr, rows_ptr, tiles_ptr, n, TILES, E, TILE, BLOCK)
+        place_expert(program, ids_ptr, rows_ptr, tiles_ptr, T * K, TILES, E, TILE, BLOCK)
     elif LANE > 0:
         store_rows(program - E, x_ptr, stored_ptr, T, H, stride_x, stride_s, BLOCK_T, BLOCK_H, LANE)

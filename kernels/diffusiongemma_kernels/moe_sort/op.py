@@ -29,25 +29,25 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
     tiles = torch.empty((3, TILES), dtype=torch.int32, device=device)
     stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if lane else x
     if n:
-        block_ids = min(8192, max(128, triton.next_power_of_2(n)))
+        block_ids = min(8192, max(2048, triton.next_power_of_2(n)))
         _kernel.sort[(experts + (-(-T // ROWS) if lane else 0),)](
             x,
             topk_ids,
             rows,
             tiles,
             stored,
-            n,
-            TILES,
             T,
+            TILES,
             H,
             x.stride(0),
             stored.stride(0),
+            K=K,
             E=experts,
             TILE=block,
             BLOCK=block_ids,
             BLOCK_T=ROWS,
             BLOCK_H=512,
             LANE=lane,
-            num_warps=min(16, max(4, block_ids // 256)),
+            num_warps=min(16, block_ids // 256),
         )
     return Sorted(rows, tiles, stored)

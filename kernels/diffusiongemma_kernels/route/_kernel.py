@@ -2,7 +2,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])  # one compilation for every batch
 def route(
     scores_ptr,  # [T, stride_t]
     scale_ptr,  # [E]
