@@ -249,15 +249,16 @@ def test_every_row_tile_has_a_program() -> None:
 
 
 def test_config_of_the_model() -> None:
-    local = _config.Shape(256, 1, 8, 2, 256, 2, 256, 768)
+    local = _config.Shape(256, 1, 8, 2, 256, 2, 768)
     assert _config.choose(local, (9, 0), 132).splits == 4, "two programs a processor"
     wide = local._replace(kv_heads=2, group=8, head_dim=512)
     assert _config.choose(wide, (9, 0), 132).splits == 1, "one program a processor"
     many = local._replace(tokens=8192, requests=32)
     assert _config.choose(many, (9, 0), 132).splits == 1
-    one_row = local._replace(tokens=1, longest_query=1, keys=262144)
-    assert _config.choose(one_row, (9, 0), 132)[0] == 16
+    one_row = local._replace(tokens=1, keys=262144)
     assert _config.choose(one_row, (9, 0), 132).splits == 16
+    tiles = {_config.choose(one, (9, 0), 132)[:5] for one in (local, many, one_row)}
+    assert len(tiles) == 1, "one compilation for every batch"
     alike = {_config.choose(one, (9, 0), 132, batch_invariant=True) for one in (local, many)}
     assert len(alike) == 1 and alike.pop().splits == 1
     with pytest.raises(ValueError, match="head_dim must be one of"):

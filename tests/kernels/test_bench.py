@@ -43,7 +43,7 @@ def test_levels_of_soft_mix_reach_from_the_least_to_a_whole_row() -> None:
 def test_one_canvas_keeps_an_h200_busy(keys: int, kv_heads: int, dim: int) -> None:
     """Programs with work, of 132 processors that hold one each: no tail of few, no idle half."""
     seen = min(keys, 1023 + 256) if kv_heads == 8 else keys
-    shape = _config.Shape(256, 1, kv_heads, 16 // kv_heads, dim, 2, 256, seen)
+    shape = _config.Shape(256, 1, kv_heads, 16 // kv_heads, dim, 2, seen)
     chosen = _config.choose(shape, (9, 0), 132)
     tiles = 256 * shape.group // chosen.block_m
     programs = tiles * kv_heads * (dim // chosen.block_dv) * chosen.splits

@@ -10,7 +10,6 @@ class Shape(NamedTuple):
     group: int  # query heads per KV head
     head_dim: int  # D
     element: int  # bytes of one query element
-    longest_query: int
     keys: int  # most keys that one row tile can see
 
 
@@ -120,9 +119,6 @@ def choose(
     chosen = tile(shape.head_dim, shape.element, capability)
     if batch_invariant:
         return Config(*chosen, splits=1, min_tiles=1)
-    rows = max(16, 1 << (shape.longest_query * shape.group - 1).bit_length())
-    if rows < chosen.block_m:
-        chosen = chosen._replace(block_m=rows, warps=4)
     min_tiles = 4
     room = processors * together(chosen, shape.head_dim, shape.element, capability)
     return Config(*chosen, splits(shape, chosen, room, min_tiles), min_tiles)

@@ -22,8 +22,8 @@ def attend(
     k_ptr,  # [pages, PAGE, Hkv, D]
     v_ptr,  # [pages, PAGE, Hkv, D]
     out_ptr,  # [T, Hq, D]
-    partial_ptr,  # [SPLITS, T, Hq, D] f32, sums not yet divided; unused when SPLITS == 1
-    stats_ptr,  # [2, SPLITS, T, Hq] f32, running maximum and sum
+    partial_ptr,  # [splits, T, Hq, D] f32, sums not yet divided; unused unless SPLIT
+    stats_ptr,  # [splits, T, Hq, 2] f32, running maximum and sum
     query_start_loc_ptr,  # [N + 1]
     seq_lens_ptr,  # [N]
     block_table_ptr,  # [N / PARTS, max_blocks]
@@ -54,7 +54,7 @@ def attend(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_DV: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether several programs share a row tile's keys
     MIN_TILES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -102,10 +102,10 @@ def attend(
 
     first_tile = key_low // BLOCK_N
     last_tile = tl.cdiv(key_high, BLOCK_N)
-    share = tl.maximum(tl.cdiv(last_tile - first_tile, SPLITS), MIN_TILES)
+    share = tl.maximum(tl.cdiv(last_tile - first_tile, tl.num_programs(2)), MIN_TILES)
     begin = first_tile + split * share
     end = tl.minimum(begin + share, last_tile)
-    if SPLITS == 1:
+    if not SPLIT:
         begin = first_tile
         end = last_tile
         if begin >= end:
@@ -156,7 +156,7 @@ def attend(
         acc = acc * shrink[:, None]
         acc = tl.dot(p.to(q.dtype), v, acc, input_precision=PRECISION)  # [BLOCK_M, BLOCK_DV]
 
-    if SPLITS == 1:
+    if not SPLIT:
         acc = acc * (v_scale / total)[:, None]
         out_rows = out_ptr + token * stride_ot + heads * stride_oh
         out = acc.to(out_ptr.dtype.element_ty)
@@ -165,8 +165,8 @@ def attend(
         # An idle split leaves a sum of zero, and `combine` reads no more of it than that.
         cell = (split * T + token) * HQ + heads  # [BLOCK_M]
         if chunk == 0:
-            tl.store(stats_ptr + cell, top, mask=live)
-            tl.store(stats_ptr + tl.cast(T, tl.int64) * (SPLITS * HQ) + cell, total, mask=live)
+            tl.store(stats_ptr + cell * 2, top, mask=live)
+            tl.store(stats_ptr + cell * 2 + 1, total, mask=live)
         if begin < end:
             part_rows = partial_ptr + cell * D
             tl.store(part_rows[:, None] + value_columns[None, :], acc, mask=live[:, None])
@@ -175,7 +175,7 @@ def attend(
 @triton.jit(do_not_specialize=["N", "T"])
 def combine(
     partial_ptr,  # [SPLITS, T, Hq, D] f32
-    stats_ptr,  # [2, SPLITS, T, Hq] f32
+    stats_ptr,  # [SPLITS, T, Hq, 2] f32
     out_ptr,  # [T, Hq, D]
     query_start_loc_ptr,  # [N + 1]
     N,
@@ -192,8 +192,8 @@ def combine(
     if token >= tl.load(query_start_loc_ptr + N):
         return
     cell = (tl.arange(0, SPLITS) * tl.cast(T, tl.int64) + token) * HQ + head  # [SPLITS]
-    top = tl.load(stats_ptr + cell)
-    total = tl.load(stats_ptr + tl.cast(T, tl.int64) * (SPLITS * HQ) + cell)
+    top = tl.load(stats_ptr + cell * 2)
+    total = tl.load(stats_ptr + cell * 2 + 1)
     weight = tl.exp2(top - tl.max(top, 0))  # [SPLITS]
     total_all = tl.sum(total * weight, 0)
 

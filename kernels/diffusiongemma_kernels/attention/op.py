@@ -70,13 +70,13 @@ def paged_attention_triton(
     keys = batch.max_seq_len
     if window and batch.images is None:
         keys = min(keys, window - 1 + batch.max_query_len)
-    shape = _config.Shape(T, N, HKV, HQ // HKV, D, q.element_size(), batch.max_query_len, keys)
+    shape = _config.Shape(T, N, HKV, HQ // HKV, D, q.element_size(), keys)
     cfg = config or _config.choose(shape, gpu.capability, gpu.processors, batch_invariant)
 
     partial, stats = out, out
     if cfg.splits > 1:
         partial = torch.empty((cfg.splits, T, HQ, D), dtype=torch.float32, device=q.device)
-        stats = torch.empty((2, cfg.splits, T, HQ), dtype=torch.float32, device=q.device)
+        stats = torch.empty((cfg.splits, T, HQ, 2), dtype=torch.float32, device=q.device)
     grid = (
         _config.row_tiles(T, N, shape.group, cfg.block_m),
         HKV * (D // cfg.block_dv),
@@ -113,7 +113,7 @@ def paged_attention_triton(
         BLOCK_M=cfg.block_m,
         BLOCK_N=cfg.block_n,
         BLOCK_DV=cfg.block_dv,
-        SPLITS=cfg.splits,
+        SPLIT=cfg.splits > 1,
         MIN_TILES=cfg.min_tiles,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=cfg.warps,
