@@ -270,7 +270,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     for line in lines:
         if line["what"] == "step":
             name = f"{line['implementation']}, {line['precision']}, {line['gpu']}"
-            for key in line["settings"].keys() - {"prompt", "steps", "random"}:
+            for key in sorted(line["settings"].keys() - {"prompt", "steps", "random"}):
                 name += f", {key} {line['settings'][key]}"
             curves.setdefault(name, {})[line["canvases"]] = line
     figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")

@@ -72,7 +72,7 @@ class Mail:
         try:
             async for event in stream:
                 self.queue.put_nowait(event)
-        except BaseException as error:  # a stream that is cancelled at shutdown ends this one too
+        except BaseException as error:  # a stream that is cancelled ends this one too
             self.queue.put_nowait(error)
         else:
             self.queue.put_nowait(None)

@@ -74,6 +74,9 @@ steps() { # steps NAME SECONDS MODEL [ARGUMENTS...], with VLLM_PLUGINS as it is
     run "steps $name" "$limit" python3 .kit/step_time.py "$model" --json "$out/steps.jsonl" "$@"
 }
 
+against=() # a CPU's answers, where there are some
+[ -f .kit/cpu_answers.jsonl ] && against=(--against .kit/cpu_answers.jsonl)
+
 case $stage in
 install)
     run unpack 60 python3 .kit/unpack.py /tmp/site
@@ -117,8 +120,6 @@ steps)
         --trace "$out/trace_native.txt" --trace-batch 8
     ;;
 answers)
-    against=()
-    [ -f .kit/cpu_answers.jsonl ] && against=(--against .kit/cpu_answers.jsonl)
     run "answers, 16 at once" 150 python3 kernels/bench/answers.py "$out/answers_16.jsonl" \
         "${against[@]}"
     run "answers, 1 at once" 200 python3 kernels/bench/answers.py "$out/answers_1.jsonl" --batch 1 \
@@ -148,7 +149,7 @@ two)
     run "steps of two ranks" 400 python3 examples/benchmark.py /tmp/dg_nvfp4 --random \
         --batches 1,8 --json "$out/steps.jsonl" --kw '{"tensor_parallel_size": 2}'
     run "answers of two ranks" 150 python3 kernels/bench/answers.py "$out/answers_two.jsonl" \
-        --against .kit/cpu_answers.jsonl --kw '{"tensor_parallel_size": 2}'
+        "${against[@]}" --kw '{"tensor_parallel_size": 2}'
     ;;
 long)
     long='{"max_model_len": 262144, "gpu_memory_utilization": 0.9}'

@@ -273,7 +273,7 @@ def test_a_consumer_that_lags_has_the_newest_report(processor):
 
 
 def test_a_stream_that_is_cancelled_ends_the_one_with_drafts():
-    """As vLLM does to the streams of an engine that it stops."""
+    """Which would wait for its next event for ever."""
     import asyncio
 
     from diffusiongemma_vllm.runner.draft_stream import Mail, Shape

@@ -1,13 +1,11 @@
 """One `vllm serve` on the miniature for every test here: the model card's flags, and an adapter."""
 
-import json
 import os
-import signal
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from urllib.request import Request, urlopen
 
+import httpx
 import pytest
 from adapters import skeleton, write
 
@@ -66,7 +64,7 @@ def server(adapter, media):
             server.process.terminate()  # each stream ends, with its text or with an error
             late = wait(asked, timeout=10).not_done
             if late:
-                os.killpg(server.process.pid, signal.SIGKILL)
+                server.stop()
             assert not late, f"{len(late)} streams hear nothing more:\n{server.tail()}"
             assert began == len(asked), f"{began} of {len(asked)} streams ran"
         try:
@@ -81,12 +79,9 @@ def streamed(server, drafts):
     body = {"model": str(MINIATURE), "stream": True, "max_tokens": 3000, "ignore_eos": True,
             "messages": [{"role": "user", "content": "Count from 10 to 99."}],
             "vllm_xargs": {"diffusion_drafts": 1} if drafts else None}
-    request = Request(f"{server.url}/v1/chat/completions", json.dumps(body).encode(),
-                      {"content-type": "application/json"})
     try:
-        with urlopen(request) as reply:
-            return reply.read()
-    except OSError as error:
+        return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=None).text
+    except httpx.HTTPError as error:
         return error
 
 
