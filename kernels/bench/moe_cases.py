@@ -8,15 +8,14 @@ from typing import NamedTuple
 import torch
 
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
-from diffusiongemma_kernels.moe_gemm import _config, op, reference
-from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
+from diffusiongemma_kernels.moe_gemm import hopper, op, reference
 from diffusiongemma_kernels.moe_gemm.testing import (
     packed,
     random_nvfp4,
     route,
     worst_row,
 )
-from diffusiongemma_kernels.moe_gemm.types import Dense, Experts
+from diffusiongemma_kernels.moe_gemm.types import Dense, Nvfp4
 
 E, K, H, F = 128, 8, 2816, 704
 BF16 = torch.bfloat16
@@ -144,21 +143,14 @@ def vllm_triton(gate_up: Dense, down: Dense) -> Layer | None:
     return run
 
 
-def swept(weights: tuple[Experts, Experts]) -> Iterator[Moe]:
-    """Tiles around the table's, at one canvas, at four and at eight."""
-    few = [(n, 64, 4, stages) for n in (16, 32) for stages in (4, 5, 6)]
-    many = [(n, 64, 4, stages) for n in (64, 128) for stages in (3, 4)]
-    for tokens, tiles in ((256, few), (1024, many), (2048, many)):
+def swept(weights: tuple[Nvfp4, Nvfp4]) -> Iterator[Moe]:
+    """Every plan of the table, at one canvas and at more."""
+    for tokens in (256, 512, 1024, 2048):
         routed = inputs(tokens, 0.0)
-        for n, k, warps, stages in tiles:
-            for tail in sorted({n, min(n, 16), min(n, 32)}):
-                schedule = Schedule(k, warps, stages)
-                config = Config(n, tail, schedule, _config.fit(schedule, F))
-                yield timed(
-                    f"{tokens} tokens, {n} {tail} {tuple(schedule)}",
-                    routed,
-                    lambda routed=routed, config=config: op.moe_triton(
-                        *routed, *weights, config=config
-                    ),
-                    "nvfp4",
-                )
+        for plan in (row.plan for row in hopper.TABLE):
+            yield timed(
+                f"{tokens} tokens, tiles of {plan.tile}",
+                routed,
+                lambda routed=routed, plan=plan: op.moe_hopper(*routed, *weights, plan=plan),
+                "nvfp4",
+            )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 
 class Resources(NamedTuple):
@@ -18,7 +19,7 @@ class Resources(NamedTuple):
 
 
 def compile_for(fn, pointers: dict[str, str], scalars: dict, constants: dict, **launch):
-    """`pointers` name -> element type; `scalars` name -> type, int32 if a multiple of 16.
+    """`pointers` name -> element type; `scalars` name -> type; `fn` Triton's or Gluon's.
 
     A scalar written "i32*16" is marked divisible by 16, as Triton marks such arguments.
     """
@@ -32,7 +33,8 @@ def compile_for(fn, pointers: dict[str, str], scalars: dict, constants: dict, **
         if n in pointers or str(signature[n]).endswith("*16")
     }
     signature = {n: kind.removesuffix("*16") for n, kind in signature.items()}
-    source = ASTSource(fn, signature, constants, attributes)
+    source_of = GluonASTSource if fn.is_gluon() else ASTSource
+    source = source_of(fn, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
 
 

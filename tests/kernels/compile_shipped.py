@@ -19,6 +19,7 @@ from diffusiongemma_kernels.kv_write import _kernel as kv_write
 from diffusiongemma_kernels.lm_head import _config as lm_config
 from diffusiongemma_kernels.lm_head import _kernel as lm_head
 from diffusiongemma_kernels.moe_gemm import _config as moe_config
+from diffusiongemma_kernels.moe_gemm import _hopper, hopper
 from diffusiongemma_kernels.moe_gemm import _kernel as moe
 from diffusiongemma_kernels.moe_gemm_fp4 import _config as fp4_config
 from diffusiongemma_kernels.moe_gemm_fp4 import _kernel as fp4
@@ -197,11 +198,30 @@ def experts(capability: int, fn, config: moe_config.Config, nvfp4: bool):
         "BLOCK_N": config.block_n,
         "TAIL_N": config.tail_n,
         "BLOCK_K": schedule.block_k,
-        "LANE": config.lane if nvfp4 else 0,
+        "FOUR_BITS": nvfp4,
         "EVEN_K": columns % schedule.block_k == 0,
     } | ({"K": 8} if up else {})
     launch = {"num_warps": schedule.warps, "num_stages": schedule.stages}
     return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)
+
+
+def gluon_experts(plan: hopper.Plan, up: bool):
+    """`gate_up` or `down` for hidden 2816 and width 704 on Hopper."""
+    blocks, stages = plan.ring(2816 if up else 704)
+    pointers = dict.fromkeys(("rows_ptr", "tiles_ptr", "total_ptr"), "i32")
+    pointers |= {"x_ptr": "bf16", "global_ptr": "fp32", "weight_ptr": "fp32", "out_ptr": "bf16"}
+    stages_of = (("i16", 8, _hopper.CODES_STAGE), ("u8", 2, _hopper.SCALES_STAGE))
+    codes, scales = (
+        f"tensordesc<{kind}[1, 1, {units * blocks}, 256],{layout.value!r}>"
+        for kind, units, layout in stages_of
+    )
+    scalars = divisible("columns", "stride_x", "stride_out") | {"blocks": "i32", "TILES": "i32"}
+    scalars |= {"codes_desc": codes, "scales_desc": scales}
+    constants = hopper.constants(plan, up, 8 if up else 0, 2816 if up else 704)
+    launch = {"num_warps": 4, "maxnreg": plan.registers.launch}
+    return compiling.compile_for(
+        _hopper.experts, pointers, scalars, constants, capability=90, **launch
+    )
 
 
 def add_slots(capability: int):
@@ -213,17 +233,18 @@ def add_slots(capability: int):
     )
 
 
-def sort(capability: int, ids: int, lane: int):
-    pointers = dict.fromkeys(("ids_ptr", "rows_ptr", "tiles_ptr"), "i32")
+def sort(capability: int, ids: int, lane: int, tile: int):
+    pointers = dict.fromkeys(("ids_ptr", "rows_ptr", "tiles_ptr", "total_ptr"), "i32")
     pointers |= dict.fromkeys(("x_ptr", "stored_ptr"), "bf16")
     scalars = divisible("H", "stride_x", "stride_s") | {"T": "i32", "TILES": "i32"}
     constants = {
         "K": 8,
         "E": 128,
-        "TILE": 32,
+        "TILE": tile,
         "BLOCK": ids,
-        "BLOCK_T": 4,
-        "BLOCK_H": 512,
+        "BLOCK_E": 128,
+        "BLOCK_T": 2,
+        "BLOCK_H": 1024,
         "LANE": lane,
     }
     return compiling.compile_for(
@@ -232,7 +253,7 @@ def sort(capability: int, ids: int, lane: int):
         scalars,
         constants,
         capability=capability,
-        num_warps=min(16, ids // 256),
+        num_warps=min(8, ids // 512),
     )
 
 
@@ -267,24 +288,34 @@ def quantise(capability: int, config: fp4_config.Config, top_k: int):
     )  # fmt: skip
 
 
-def moves(compiled) -> int:
-    """Shuffles, stores to shared memory and waiting loads in the loops that multiply."""
+def multiplying_loops(compiled) -> list[list[str]]:
+    """The instructions of every innermost loop with products."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         text = subprocess.run([tool, "-c", file.name], capture_output=True, text=True).stdout
-    starts, code, found = {}, [], 0
+    starts: dict[str, int] = {}
+    code: list[str] = []
+    loops: list[tuple[int, int]] = []
     for line in text.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):
             starts[label[1]] = len(code)
         elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
             code.append(instruction[1])
             back = re.search(r"BRA.*(\.L_x_\d+)", instruction[1])
-            loop = code[starts[back[1]] :] if back and back[1] in starts else []
-            if any("MMA" in each for each in loop):
-                found += sum(bool(re.search(r"\b(STS|SHFL|LDG)\b", each)) for each in loop)
-    return found
+            if back and back[1] in starts:
+                loops.append((starts[back[1]], len(code)))
+    taken: list[tuple[int, int]] = []
+    for begin, end in sorted(loops, key=lambda loop: loop[1] - loop[0]):
+        multiplies = any("MMA" in each for each in code[begin:end])
+        if multiplies and all(end <= b or e <= begin for b, e in taken):
+            taken.append((begin, end))
+    return [code[begin:end] for begin, end in taken]
+
+
+def count(loops: list[list[str]], pattern: str) -> int:
+    return sum(bool(re.search(rf"\b({pattern})\b", each)) for loop in loops for each in loop)
 
 
 def route(capability: int):
@@ -326,7 +357,9 @@ def main(capability: int) -> None:
         used["wgmma"] = "wgmma.mma_async" in ptx
         left = re.findall(r"wgmma\.wait_group\S* (\d+)", ptx)
         used["in_flight"] = max(map(int, left), default=0)  # groups of products behind a wait
-        used["moves"] = moves(compiled) if op.startswith(("moe_gemm", "lm_head")) else 0
+        loops = multiplying_loops(compiled) if op.startswith(("moe_", "lm_head")) else []
+        used["moves"] = count(loops, "STS|SHFL|LDG")  # to other threads, and loads that wait
+        used["spills"] = count(loops, "LDL|STL")
         used["fp4"] = bool(re.search(r"mma\.\S*kind::mxf4nvf4\.block_scale", ptx))
         print(json.dumps({"op": op, "case": case, "sm": capability, **used}))
 
@@ -357,10 +390,15 @@ def main(capability: int) -> None:
         report("norms", fn.__name__, norms(capability, fn))
     report("qkv", "local", heads(capability, 8, 256))
     report("qkv", "global", heads(capability, 2, 512))
-    for ids, lane in ((2048, 2), (8192, 8), (2048, 0)):
-        report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane))
+    for ids, lane, tile in ((2048, 2, 32), (8192, 2, 160), (8192, 8, 64), (2048, 0, 32)):
+        report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane, tile))
+    if capability == 90:
+        for plan in (hopper.TABLE[0].plan, hopper.TABLE[-1].plan):
+            for up in (True, False):
+                case = f"{'gate_up' if up else 'down'} nvfp4 {plan.tile}"
+                report("moe_hopper", case, gluon_experts(plan, up))
     report("moe_add", "bf16", add_slots(capability))
-    for nvfp4 in (True, False):
+    for nvfp4 in (False,) if capability == 90 else (True, False):
         for config in moe_config.shipped(nvfp4, divmod(capability, 10)):
             for fn in (moe.gate_up, moe.down):
                 case = f"{fn.__name__} {'nvfp4' if nvfp4 else 'dense'} {config.block_n}"

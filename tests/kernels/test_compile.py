@@ -21,7 +21,7 @@ class Limit(NamedTuple):
 
 
 # Products that run as warp-group products on Hopper.
-WGMMA = ("attention", "lm_head", "moe_gemm", "soft_mix_all")
+WGMMA = ("attention", "lm_head", "moe_gemm", "moe_hopper", "soft_mix_all")
 
 GPUS = [Limit(80, 163 * 1024), Limit(90, 227 * 1024), Limit(100, 227 * 1024), Limit(120, 99 * 1024)]
 
@@ -40,12 +40,15 @@ def test_shipped_configurations_compile(gpu: Limit) -> None:
     assert len(lines) >= 5
     for line in lines:
         assert line["shared"] <= gpu.shared, line
-        assert line["stack"] == 0, f"spills: {line}"
+        assert line["spills"] == 0, f"spills where it multiplies: {line}"
+        if line["op"] != "moe_hopper":  # there the warps that fetch tokens may
+            assert line["stack"] == 0, f"spills: {line}"
         if gpu.capability == 90 and line["op"] in WGMMA:
             assert line["wgmma"], line
         if line["op"] == "moe_gemm_fp4":
             assert line["moves"] == 0, f"a load waits: {line}"
-        if line["op"] == "moe_gemm" and gpu.capability != 100:  # there they go to its own memory
+        if line["op"] in ("moe_gemm", "moe_hopper") and gpu.capability != 100:
+            # There they go to its own memory.
             assert line["moves"] == 0, f"weights move between threads: {line}"
         if line["op"] == "attention" or "nvfp4" in line["case"]:
             # The left operand is in registers, which ptxas before CUDA 13.3 gives away too early.

@@ -31,7 +31,6 @@ CASES = [
 LONG = (Schedule(128, 4, 2), Schedule(64, 4, 2))
 CONFIGS = {
     "steps of 128": Config(16, 16, *LONG),
-    "eight neighbours a lane": Config(16, 16, *LONG, lane=8),
     "narrow tail": Config(32, 16, Schedule(64, 4, 2), Schedule(64, 4, 2)),
 }
 
@@ -120,7 +119,7 @@ def test_a_row_is_independent_of_its_batch(device: str, monkeypatch) -> None:
 
 
 def test_batch_invariant_choice_is_one() -> None:
-    for nvfp4, gpu in ((True, (9, 0)), (False, (9, 0)), (True, (8, 0)), (False, (12, 0))):
+    for nvfp4, gpu in ((False, (9, 0)), (True, (8, 0)), (False, (12, 0))):
         chosen = {_config.choose(r, nvfp4, gpu, True) for r in (0.1, 1, 20, 50, 300, 4000)}
         assert len(chosen) == 1
         assert chosen.pop().tail_n == _config.choose(1, nvfp4, gpu, True).block_n
@@ -256,7 +255,7 @@ def test_every_code_and_scale() -> None:
     ones = torch.ones(F, 1, device="cuda")
     x = torch.zeros(F, F, device="cuda", dtype=torch.bfloat16)
     ordered = op.moe_sort(x, ids, experts=1, block=32, lane=0)
-    h = store_columns(torch.eye(F, device="cuda", dtype=torch.bfloat16), 2)
+    h = store_columns(torch.eye(F, device="cuda", dtype=torch.bfloat16), 8)
     cfg = _config.choose(1.0, True, (9, 0))._replace(block_n=32, tail_n=32)
     got = op.launch_down(ordered, h, ones, down, cfg)
     want = dequantize(NVFP4(codes, scales, torch.ones(1, device="cuda")))[0].T

@@ -26,6 +26,7 @@ CASES = [
     Case(17, 128, 8, "the model's experts", hidden=192),
     Case(256, 8, 2, "one canvas", hidden=8),
     Case(300, 40, 8, "two blocks of ids, skewed", hidden=8, zipf=1.2, block=32),
+    Case(300, 9, 8, "tiles as full as others in steps of 32", hidden=8, zipf=1.2, block=160),
 ]
 
 
@@ -35,6 +36,7 @@ def check(x: torch.Tensor, ids: torch.Tensor, case: Case, lane: int) -> None:
     want = reference.moe_sort(x, ids, **arguments)
     assert torch.equal(got.rows[: len(want.rows)], want.rows)
     assert torch.equal(got.tiles, want.tiles)
+    assert case.tokens == 0 or torch.equal(got.total, want.total)
     assert torch.equal(got.x, want.x)
 
 
@@ -52,8 +54,8 @@ def test_all_rows_on_one_expert(device: str) -> None:
     x = torch.randn(40, 64, device=device)
     check(x, ids, case, lane=0)
     got = op.moe_sort(x, ids, experts=8, block=16, lane=0)
-    assert got.tiles[:, 5:10].tolist() == [[5] * 5, [0, 16, 32, 48, 64], [16] * 5]
-    assert not got.tiles[:, :5].any() and not got.tiles[:, 10:].any()
+    assert got.tiles[:, :5].tolist() == [[5] * 5, [0, 16, 32, 48, 64], [16] * 5]
+    assert got.total.tolist() == [5] and not got.tiles[:, 5:].any()
     assert got.x is x
 
 
@@ -61,7 +63,7 @@ def test_ids_of_other_ranks_are_left_out(device: str) -> None:
     ids = torch.tensor([[0, -1], [3, 1], [9, 0]], dtype=torch.int32, device=device)
     got = op.moe_sort(torch.zeros(3, 64, device=device), ids, experts=3, block=16, lane=0)
     assert got.rows[:3].tolist() == [0, 5, 3]
-    assert got.tiles.tolist() == [[0, 1, 0], [0, 2, 0], [2, 1, 0]]
+    assert got.tiles.tolist() == [[0, 1, 0], [0, 2, 0], [2, 1, 0]] and got.total.tolist() == [2]
 
 
 @pytest.mark.parametrize("lane", [2, 8])

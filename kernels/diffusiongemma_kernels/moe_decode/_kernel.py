@@ -48,14 +48,13 @@ def decode(
     scales,
     U: tl.constexpr,
     KB: tl.constexpr,
-    LANE: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
     """codes [U, KB, 32, 8] i16, scales [U, KB, 32, 2] u8 -> weights * 2^-8 / global scale.
 
     U units of 16 rows, KB blocks of 64 columns, 32 lanes; `pack` has the order within them: the
-    result [U * 16, KB * 64], columns in `moe_sort`'s order, is where a tensor core whose lanes read
-    LANE neighbours wants it without a move.
+    result [U * 16, KB * 64], columns in `moe_sort`'s order for a lane of 8, is where the tensor core
+    wants it without a move.
     """
     if DTYPE == tl.bfloat16:
         s = (scales.to(tl.uint16) << 4) | 0x7000
@@ -78,11 +77,7 @@ def decode(
         k3 = as_float(field(half, -7, 4), DTYPE) * s
     w = tl.join(tl.join(k0, k2), tl.join(k1, k3))  # [U, KB, 32, 8, 2, 2]
     w = w.reshape(U, KB, 8, 4, 2, 2, 2, 2, 2)  # unit, block, row, quad, row8, k8, k1, step2, step
-    if LANE == 2:
-        w = w.permute(0, 4, 2, 1, 7, 8, 5, 3, 6)
-    else:
-        w = w.permute(0, 4, 2, 1, 7, 3, 8, 5, 6)
-    return w.reshape(U * 16, KB * 64)
+    return w.permute(0, 4, 2, 1, 7, 3, 8, 5, 6).reshape(U * 16, KB * 64)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""(rows an expert, weights, GPU) -> tiles.  Few rows stream weights, many rows multiply."""
+"""(rows an expert, weights, GPU) -> Triton's tiles.  NVFP4 on Hopper goes by `hopper`."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,6 @@ class Config(NamedTuple):
     tail_n: int  # the same for an expert's last rows, if that few
     gate_up: Schedule
     down: Schedule
-    lane: int = 2  # neighbouring columns that a lane of the tensor core reads
 
 
 class Table(NamedTuple):
@@ -24,30 +23,21 @@ class Table(NamedTuple):
     config: Config
 
 
-NVFP4 = (  # by `run.py moe_gemm` on an H100 and an H200, at 256, 512, 1,024 and 2,048 tokens
-    Table(24, Config(32, 16, Schedule(64, 4, 4), Schedule(64, 4, 4))),
-    Table(48, Config(64, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),
-    Table(96, Config(64, 16, Schedule(64, 4, 3), Schedule(64, 4, 3))),
-    Table(float("inf"), Config(128, 32, Schedule(64, 4, 3), Schedule(64, 4, 3))),
-)
 DENSE = (
     Table(24, Config(32, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),
     Table(48, Config(64, 32, Schedule(64, 4, 4), Schedule(64, 4, 4))),
     Table(float("inf"), Config(128, 32, Schedule(64, 8, 3), Schedule(64, 8, 3))),
 )
-# Without asynchronous products Triton gives a lane eight neighbours.
 SMALL = Schedule(64, 4, 3)
 OLDER = (
-    Table(24, Config(32, 32, SMALL, SMALL, 8)),
+    Table(24, Config(32, 32, SMALL, SMALL)),
     # With 3 stages `down` keeps 8 bytes of stack on sm_80.
-    Table(float("inf"), Config(64, 32, SMALL, Schedule(64, 4, 2), 8)),
+    Table(float("inf"), Config(64, 32, SMALL, Schedule(64, 4, 2))),
 )
 
 
 def table(nvfp4: bool, capability: tuple[int, int]) -> tuple[Table, ...]:
-    if capability[0] == 9:
-        return NVFP4 if nvfp4 else DENSE
-    return OLDER
+    return DENSE if capability[0] == 9 and not nvfp4 else OLDER
 
 
 def shipped(nvfp4: bool, capability: tuple[int, int]) -> list[Config]:

@@ -7,7 +7,7 @@ ROWS = tl.constexpr(128)  # of weights a program: 64 of the gate and 64 of up, o
 
 
 @triton.jit
-def nvfp4_step(acc, x_ptrs, live, codes_ptr, scales_ptr, KB: tl.constexpr, LANE: tl.constexpr):
+def nvfp4_step(acc, x_ptrs, live, codes_ptr, scales_ptr, KB: tl.constexpr):
     """acc [ROWS, N] plus KB * 64 columns of weights, which lie in one piece, times x."""
     unit = tl.arange(0, 8)[:, None, None, None]
     block = tl.arange(0, KB)[None, :, None, None]
@@ -23,15 +23,8 @@ def nvfp4_step(acc, x_ptrs, live, codes_ptr, scales_ptr, KB: tl.constexpr, LANE:
     x = tl.load(x_ptrs, mask=live[:, None], other=0.0)  # last: where x lies is known last
     # half of the rows before the unit
     scales = scales.reshape(KB, 4, 32, 2, 2).permute(3, 1, 0, 2, 4).reshape(8, KB, 32, 2)
-    w = decode(codes, scales, 8, KB, LANE, x_ptrs.dtype.element_ty)
-    acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
-    if LANE == 2 and w.dtype == tl.bfloat16:
-        # Whoever uses the sum waits for it.  Otherwise the next step decodes into registers that an
-        # asynchronous product still reads (triton issue 9433; its ptxas knows from CUDA 13.3 on).
-        acc = tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=r,r", [acc], dtype=tl.float32, is_pure=False, pack=1
-        )
-    return acc
+    w = decode(codes, scales, 8, KB, x_ptrs.dtype.element_ty)
+    return tl.dot(w, tl.trans(x), acc, input_precision="ieee")
 
 
 @triton.jit
@@ -51,7 +44,7 @@ def dense_step(acc, x_ptrs, live, w_ptrs, inside, left, BLOCK_K: tl.constexpr, E
 def gate_up_tile(
     x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr,
     expert, start, count, block, columns, F, stride_x, stride_h,
-    K: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr, LANE: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, BLOCK_K: tl.constexpr, FOUR_BITS: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """h[start + n, f] = gelu(gate . x) * (up . x) for n < N and the 64 f of `block`."""
@@ -60,12 +53,12 @@ def gate_up_tile(
     token = tl.load(rows_ptr + start + n, mask=live, other=0) // K
     x_ptrs = x_ptr + token[:, None].to(tl.int64) * stride_x + tl.arange(0, BLOCK_K)[None, :]
     acc = tl.zeros([ROWS, N], tl.float32)
-    if LANE > 0:
+    if FOUR_BITS:
         at = (expert * tl.cdiv(F, 64) + block) * columns  # in sixteenths of ROWS rows
         w_ptr += at * 32
         scales_ptr += at * 8
         for _ in range(0, columns, BLOCK_K):
-            acc = nvfp4_step(acc, x_ptrs, live, w_ptr, scales_ptr, BLOCK_K // 64, LANE)
+            acc = nvfp4_step(acc, x_ptrs, live, w_ptr, scales_ptr, BLOCK_K // 64)
             x_ptrs += BLOCK_K
             w_ptr += BLOCK_K * 32
             scales_ptr += BLOCK_K * 8
@@ -80,8 +73,8 @@ def gate_up_tile(
             x_ptrs += BLOCK_K
             w_ptrs += BLOCK_K
     h = tl.trans(gated(acc, ROWS, N)).to(h_ptr.dtype.element_ty)  # [N, 64]
-    if LANE > 0:  # `moe_sort`'s order, in which `down` reads it
-        h = h.reshape(N, 4, 16 // LANE, LANE).permute(0, 2, 1, 3).reshape(N, 64)
+    if FOUR_BITS:  # `moe_sort`'s order, in which `down` reads it
+        h = h.reshape(N, 4, 2, 8).permute(0, 2, 1, 3).reshape(N, 64)
     f = block * 64 + tl.arange(0, 64)
     h_ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + f[None, :]
     tl.store(h_ptrs, h, mask=live[:, None])
@@ -105,7 +98,7 @@ def gate_up(
     BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    LANE: tl.constexpr,
+    FOUR_BITS: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     block, i = tl.program_id(0), tl.program_id(1)
@@ -117,12 +110,12 @@ def gate_up(
     if TAIL_N < BLOCK_N and count <= TAIL_N:
         gate_up_tile(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, block,
-            columns, F, stride_x, stride_h, K, TAIL_N, BLOCK_K, LANE, EVEN_K,
+            columns, F, stride_x, stride_h, K, TAIL_N, BLOCK_K, FOUR_BITS, EVEN_K,
         )  # fmt: skip
     else:
         gate_up_tile(
             x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr, expert, start, count, block,
-            columns, F, stride_x, stride_h, K, BLOCK_N, BLOCK_K, LANE, EVEN_K,
+            columns, F, stride_x, stride_h, K, BLOCK_N, BLOCK_K, FOUR_BITS, EVEN_K,
         )  # fmt: skip
 
 
@@ -130,7 +123,7 @@ def gate_up(
 def down_tile(
     h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr,
     expert, start, count, block, columns, H, stride_h,
-    N: tl.constexpr, BLOCK_K: tl.constexpr, LANE: tl.constexpr, EVEN_K: tl.constexpr,
+    N: tl.constexpr, BLOCK_K: tl.constexpr, FOUR_BITS: tl.constexpr, EVEN_K: tl.constexpr,
 ):  # fmt: skip
     """slots[row, m] = weight[row] * (down . h) for N rows and the 128 m of `block`."""
     n = tl.arange(0, N)
@@ -138,12 +131,12 @@ def down_tile(
     x_ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + tl.arange(0, BLOCK_K)[None, :]
     m = block * 128 + tl.arange(0, ROWS)
     acc = tl.zeros([ROWS, N], tl.float32)
-    if LANE > 0:
+    if FOUR_BITS:
         at = (expert * tl.cdiv(H, 128) + block) * columns
         w_ptr += at * 32
         scales_ptr += at * 8
         for _ in range(0, columns, BLOCK_K):
-            acc = nvfp4_step(acc, x_ptrs, live, w_ptr, scales_ptr, BLOCK_K // 64, LANE)
+            acc = nvfp4_step(acc, x_ptrs, live, w_ptr, scales_ptr, BLOCK_K // 64)
             x_ptrs += BLOCK_K
             w_ptr += BLOCK_K * 32
             scales_ptr += BLOCK_K * 8
@@ -155,7 +148,7 @@ def down_tile(
             w_ptrs += BLOCK_K
     row = tl.load(rows_ptr + start + n, mask=live, other=0)
     weight = tl.load(weight_ptr + row, mask=live, other=0.0)
-    if LANE > 0:
+    if FOUR_BITS:
         weight *= tl.load(global_ptr + expert) * 256.0
     y = tl.trans((acc * weight[None, :]).to(slots_ptr.dtype.element_ty))
     slots_ptrs = slots_ptr + row[:, None].to(tl.int64) * H + m[None, :]
@@ -179,7 +172,7 @@ def down(
     BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    LANE: tl.constexpr,
+    FOUR_BITS: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):
     block, i = tl.program_id(0), tl.program_id(1)
@@ -191,12 +184,12 @@ def down(
     if TAIL_N < BLOCK_N and count <= TAIL_N:
         down_tile(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, block, columns, H, stride_h, TAIL_N, BLOCK_K, LANE, EVEN_K,
+            count, block, columns, H, stride_h, TAIL_N, BLOCK_K, FOUR_BITS, EVEN_K,
         )  # fmt: skip
     else:
         down_tile(
             h_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, weight_ptr, slots_ptr, expert, start,
-            count, block, columns, H, stride_h, BLOCK_N, BLOCK_K, LANE, EVEN_K,
+            count, block, columns, H, stride_h, BLOCK_N, BLOCK_K, FOUR_BITS, EVEN_K,
         )  # fmt: skip
 
 

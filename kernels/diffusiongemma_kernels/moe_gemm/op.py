@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_kernels import target
-from diffusiongemma_kernels.moe_gemm import _config, _kernel, _torch, routed
+from diffusiongemma_kernels.moe_gemm import _config, _kernel, _torch, hopper, routed
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
 from diffusiongemma_kernels.moe_gemm.types import Dense, Experts, Nvfp4
 from diffusiongemma_kernels.moe_sort.op import moe_sort
@@ -27,8 +27,13 @@ def moe(
     Products are of x's dtype and sums fp32; h and each slot's row are rounded to x's dtype.
     `batch_invariant`: a row's bits do not depend on the other rows.
     """
-    run = moe_triton if x.is_cuda else moe_torch
-    return run(x, topk_ids, topk_weights, gate_up, down, batch_invariant=batch_invariant)
+    routed_x = (x, topk_ids, topk_weights)
+    if not x.is_cuda:
+        return moe_torch(*routed_x, gate_up, down, batch_invariant=batch_invariant)
+    if isinstance(gate_up, Nvfp4) and hopper.runs_on(target.of(x.device).capability):
+        assert isinstance(down, Nvfp4)
+        return moe_hopper(*routed_x, gate_up, down)
+    return moe_triton(*routed_x, gate_up, down, batch_invariant=batch_invariant)
 
 
 def moe_torch(
@@ -64,9 +69,32 @@ def moe_triton(
     cfg = config or _config.choose(
         T * K / E, nvfp4, target.of(x.device).capability, batch_invariant
     )
-    ordered = moe_sort(x, topk_ids, experts=E, block=cfg.block_n, lane=cfg.lane if nvfp4 else 0)
+    ordered = moe_sort(x, topk_ids, experts=E, block=cfg.block_n, lane=8 if nvfp4 else 0)
     h = launch_gate_up(ordered, gate_up, K, cfg)
     slots = launch_down(ordered, h, topk_weights, down, cfg)
+    routed.add_slots(slots, topk_ids, y, E)
+    return y
+
+
+def moe_hopper(
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    gate_up: Nvfp4,
+    down: Nvfp4,
+    *,
+    plan: hopper.Plan | None = None,
+) -> Tensor:
+    """The same by Gluon, on Hopper: always batch-invariant.  `plan` overrides the table."""
+    E = _check(x, topk_ids, topk_weights, gate_up, down)
+    T, K = topk_ids.shape
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if T == 0:
+        return y
+    plan = plan or hopper.choose(T * K / E)
+    ordered = moe_sort(x, topk_ids, experts=E, block=plan.tile, lane=2)
+    h = hopper.launch_gate_up(ordered, gate_up, K, plan)
+    slots = hopper.launch_down(ordered, h, topk_weights, down, plan)
     routed.add_slots(slots, topk_ids, y, E)
     return y
 
@@ -131,7 +159,7 @@ def _plan(weights: Experts, cfg: Config, schedule: Schedule, columns: int) -> di
         schedule = _config.fit(schedule, columns)
     return {
         "BLOCK_K": schedule.block_k,
-        "LANE": cfg.lane if nvfp4 else 0,
+        "FOUR_BITS": nvfp4,
         "EVEN_K": columns % schedule.block_k == 0,
         "num_warps": schedule.warps,
         "num_stages": schedule.stages,

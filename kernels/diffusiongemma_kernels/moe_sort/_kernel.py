@@ -1,20 +1,57 @@
 import triton
 import triton.language as tl
 
+WIDTH = tl.constexpr(32)  # tiles as full as each other, of tokens
+
 
 @triton.jit
-def place_expert(
-    expert,
+def list_tiles(
     ids_ptr,
-    rows_ptr,
     tiles_ptr,
+    total_ptr,
     n,
     TILES,
     E: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_E: tl.constexpr,
 ):
-    """Rows and tiles of one expert.  Every program reads all ids: no program waits."""
+    """The tiles, the fullest first, by expert where they are as full; then zeros."""
+    lane = tl.arange(0, BLOCK)
+    count = tl.zeros([BLOCK_E], tl.int32)
+    for begin in range(0, n, BLOCK):
+        ids = tl.load(ids_ptr + begin + lane, mask=begin + lane < n, other=-1)
+        there = (ids >= 0) & (ids < E)
+        count += tl.histogram(tl.where(there, ids, 0), BLOCK_E, mask=there)
+    expert = tl.arange(0, BLOCK_E)
+    start = tl.cumsum(count, 0) - count
+    whole = count // TILE
+    rest = count % TILE
+    total = 0
+    for i in range(0, tl.max(whole)):
+        mine = whole > i
+        ptrs = tiles_ptr + total + tl.cumsum(mine.to(tl.int32), 0) - 1
+        tl.store(ptrs, expert, mine)
+        tl.store(ptrs + TILES, start + i * TILE, mine)
+        tl.store(ptrs + 2 * TILES, tl.zeros([BLOCK_E], tl.int32) + TILE, mine)
+        total += tl.sum(mine.to(tl.int32))
+    for part in tl.static_range((TILE - 1) // WIDTH, -1, -1):
+        mine = (rest > part * WIDTH) & (rest <= (part + 1) * WIDTH)
+        ptrs = tiles_ptr + total + tl.cumsum(mine.to(tl.int32), 0) - 1
+        tl.store(ptrs, expert, mine)
+        tl.store(ptrs + TILES, start + whole * TILE, mine)
+        tl.store(ptrs + 2 * TILES, rest, mine)
+        total += tl.sum(mine.to(tl.int32))
+    tl.store(total_ptr, total)
+    for begin in range(total, TILES, BLOCK_E):
+        ptrs = tiles_ptr + begin + expert
+        for row in tl.static_range(3):
+            tl.store(ptrs + row * TILES, tl.zeros([BLOCK_E], tl.int32), begin + expert < TILES)
+
+
+@triton.jit
+def place_expert(expert, ids_ptr, rows_ptr, n, E: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows of one expert.  Every program reads all ids: no program waits."""
     lane = tl.arange(0, BLOCK)
     before, equal = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
     for begin in range(0, n, BLOCK):
@@ -22,19 +59,6 @@ def place_expert(
         before += ((ids >= 0) & (ids < expert)).to(tl.int32)
         equal += (ids == expert).to(tl.int32)
     start, count = tl.sum(before), tl.sum(equal)
-
-    first = start // TILE + expert  # no expert's tiles reach the next one's first
-    end = tl.where(expert == E - 1, TILES, (start + count) // TILE + expert + 1)
-    tile = tl.arange(0, 64)
-    for begin in range(0, end - first, 64):
-        i = begin + tile
-        rows = tl.minimum(tl.maximum(count - i * TILE, 0), TILE)
-        there = rows > 0
-        ptrs = tiles_ptr + first + i
-        tl.store(ptrs, tl.where(there, expert, 0), i < end - first)
-        tl.store(ptrs + TILES, tl.where(there, start + i * TILE, 0), i < end - first)
-        tl.store(ptrs + 2 * TILES, rows, i < end - first)
-
     if count == 0:
         return
     for begin in range(0, n, BLOCK):
@@ -77,6 +101,7 @@ def sort(
     ids_ptr,  # [T * K] i32, numbers outside 0 .. E - 1 belong to nobody
     rows_ptr,  # [T * K] i32
     tiles_ptr,  # [3, TILES] i32
+    total_ptr,  # [1] i32
     stored_ptr,  # [T, stride_s]
     T,
     TILES,
@@ -87,12 +112,16 @@ def sort(
     E: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_H: tl.constexpr,
     LANE: tl.constexpr,
 ):
     program = tl.program_id(0)
-    if program < E:
-        place_expert(program, ids_ptr, rows_ptr, tiles_ptr, T * K, TILES, E, TILE, BLOCK)
+    if program == 0:
+        list_tiles(ids_ptr, tiles_ptr, total_ptr, T * K, TILES, E, TILE, BLOCK, BLOCK_E)
+    elif program <= E:
+        place_expert(program - 1, ids_ptr, rows_ptr, T * K, E, BLOCK)
     elif LANE > 0:
-        store_rows(program - E, x_ptr, stored_ptr, T, H, stride_x, stride_s, BLOCK_T, BLOCK_H, LANE)
+        block = program - 1 - E
+        store_rows(block, x_ptr, stored_ptr, T, H, stride_x, stride_s, BLOCK_T, BLOCK_H, LANE)

@@ -8,16 +8,16 @@ from diffusiongemma_kernels.moe_sort import _kernel
 from diffusiongemma_kernels.moe_sort.reference import max_tiles
 from diffusiongemma_kernels.moe_sort.types import Sorted
 
-ROWS = 4  # of activations a program
+ROWS = 2  # of activations a program
 
 
 def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int) -> Sorted:
     """rows = the pairs (token, slot) ordered by (topk_ids[token, slot], token, slot)
 
     x [T, H]; topk_ids [T, K] i32, of which numbers outside 0 .. experts - 1 are left out: then the
-    end of `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles.  `lane` picks
-    the order of x's columns in `reference.STORED`; 0 leaves x as it is.  Nothing is read on the
-    host.
+    end of `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles; the fullest come
+    first, in steps of 32 rows, so that programs end together.  `lane` picks the order of x's
+    columns in `reference.STORED`; 0 leaves x as it is.  Nothing is read on the host.
     """
     T, K = topk_ids.shape
     assert x.ndim == 2 and x.shape[0] == T and x.stride(1) == 1, f"{x.shape=} {topk_ids.shape=}"
@@ -27,14 +27,16 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
     TILES = max_tiles(n, experts, block)
     rows = torch.empty(n, dtype=torch.int32, device=device)
     tiles = torch.empty((3, TILES), dtype=torch.int32, device=device)
+    total = torch.empty(1, dtype=torch.int32, device=device)
     stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if lane else x
     if n:
         block_ids = min(8192, max(2048, triton.next_power_of_2(n)))
-        _kernel.sort[(experts + (-(-T // ROWS) if lane else 0),)](
+        _kernel.sort[(1 + experts + (-(-T // ROWS) if lane else 0),)](
             x,
             topk_ids,
             rows,
             tiles,
+            total,
             stored,
             T,
             TILES,
@@ -45,9 +47,10 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
             E=experts,
             TILE=block,
             BLOCK=block_ids,
+            BLOCK_E=max(32, triton.next_power_of_2(experts)),
             BLOCK_T=ROWS,
-            BLOCK_H=512,
+            BLOCK_H=1024,
             LANE=lane,
-            num_warps=min(16, block_ids // 256),
+            num_warps=min(8, block_ids // 512),
         )
-    return Sorted(rows, tiles, stored)
+    return Sorted(rows, tiles, total, stored)

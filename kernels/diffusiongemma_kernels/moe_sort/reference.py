@@ -24,16 +24,23 @@ def max_tiles(rows: int, experts: int, block: int) -> int:
 def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int) -> Sorted:
     flat = topk_ids.flatten()
     rows: list[int] = []
-    tiles = torch.zeros(3, max_tiles(flat.numel(), experts, block), dtype=torch.int32)
+    whole: list[tuple[int, int, int]] = []  # (round, expert, start)
+    rest: list[tuple[int, int, int, int]] = []  # (-steps of 32 rows, expert, start, count)
     for e in range(experts):
         mine = (flat == e).nonzero()[:, 0].tolist()
-        first = len(rows) // block + e
-        for i in range(0, len(mine), block):
-            tile = torch.tensor([e, len(rows) + i, min(block, len(mine) - i)])
-            tiles[:, first + i // block] = tile
+        full, left = divmod(len(mine), block)
+        whole += [(i, e, len(rows) + i * block) for i in range(full)]
+        if left:
+            rest.append((-((left + 31) // 32), e, len(rows) + full * block, left))
         rows += mine
+    listed = [(e, start, block) for _, e, start in sorted(whole)]
+    listed += [(e, start, count) for _, e, start, count in sorted(rest)]
+    tiles = torch.zeros(3, max_tiles(flat.numel(), experts, block), dtype=torch.int32)
+    if listed:
+        tiles[:, : len(listed)] = torch.tensor(listed).T
     return Sorted(
         torch.tensor(rows, dtype=torch.int32, device=x.device),
         tiles.to(x.device),
+        torch.tensor([len(listed)], dtype=torch.int32, device=x.device),
         store_columns(x, lane) if lane else x,
     )

@@ -7,5 +7,6 @@ class Sorted(NamedTuple):
     """The T * K chosen (token, slot) pairs by expert, in tiles that one program multiplies."""
 
     rows: Tensor  # [T * K] i32, token * K + slot; an expert's rows keep their order
-    tiles: Tensor  # [3, tiles] i32: expert, first place in rows, number of rows; unused ones are 0
+    tiles: Tensor  # [3, tiles] i32: expert, first place in rows, number of rows; then zeros
+    total: Tensor  # [1] i32: how many tiles there are, unwritten where T * K is 0
     x: Tensor  # [T, H] as given, or [T, H rounded up to 64] with columns in STORED order

@@ -1,0 +1,106 @@
+"""The expert GEMMs in Gluon: Triton's interpreter does not run it, so a Hopper GPU is needed."""
+
+import pytest
+import torch
+
+from diffusiongemma_kernels import target
+from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
+from diffusiongemma_kernels.moe_gemm import hopper, op, pack, reference
+from diffusiongemma_kernels.moe_gemm.testing import (
+    MOE,
+    Case,
+    packed,
+    random_nvfp4,
+    route,
+    worst_row,
+)
+from diffusiongemma_kernels.moe_sort.op import moe_sort
+from diffusiongemma_kernels.moe_sort.reference import store_columns
+
+PLANS = [row.plan for row in hopper.TABLE]
+CASES = [
+    Case(1, "one row, experts without rows"),
+    Case(17, "nothing divides", 5, 3, 144, 80),
+    Case(300, "skewed", zipf=2.0),
+    Case(700, "every width", 12, 8, 256, 192, zipf=1.0),
+]
+
+
+def test_every_tile_has_a_plan() -> None:
+    for rows in (0.1, 16, 32, 64, 128, 4000):
+        plan = hopper.choose(rows)
+        assert plan.consumers in (2, 3) and plan.more in (0, 32) and plan.least in (16, 32)
+        assert plan.tile >= min(1.25 * rows, 160)  # one tile an expert, as far as tiles go
+        warps = 4 * plan.consumers + 4
+        kept = plan.consumers * plan.registers.consuming + plan.registers.fetching
+        assert 4 * kept <= warps * plan.registers.launch
+        assert plan.programs * warps * 32 * plan.registers.launch <= 65536
+    assert [hopper.runs_on(gpu) for gpu in ((8, 0), (9, 0), (10, 0))] == [False, True, False]
+
+
+@pytest.fixture
+def hopper_gpu() -> torch.device:
+    device = torch.device("cuda")
+    if target.of(device).capability[0] != 9:
+        pytest.skip("needs a Hopper GPU")
+    return device
+
+
+def make(case: Case, device: torch.device) -> tuple:
+    gate_up = random_nvfp4(case.experts, 2 * case.width, case.hidden, device=device)
+    down = random_nvfp4(case.experts, case.hidden, case.width, device=device)
+    x = torch.randn(case.tokens, case.hidden, device=device, dtype=torch.bfloat16)
+    ids, share = route(case.tokens, case.experts, case.top_k, zipf=case.zipf, device=device)
+    return (x, ids, share), gate_up, down
+
+
+def exact(routed, gate_up, down) -> torch.Tensor:
+    return reference.moe(*routed, dequantize(gate_up).double(), dequantize(down).double())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
+def test_plans_agree_to_the_bit(case: Case, hopper_gpu: torch.device) -> None:
+    routed, gate_up, down = make(case, hopper_gpu)
+    weights, want = packed(gate_up, down), exact(routed, gate_up, down)
+    got = [op.moe_hopper(*routed, *weights, plan=plan) for plan in PLANS]
+    assert worst_row(got[0], want) < MOE[torch.bfloat16]
+    for other in got[1:]:
+        assert torch.equal(other, got[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.tile)
+def test_one_expert_takes_all(plan: hopper.Plan, hopper_gpu: torch.device) -> None:
+    (x, ids, share), gate_up, down = make(Case(400, ""), hopper_gpu)
+    ids = torch.full_like(ids, 3)
+    got = op.moe_hopper(x, ids, share, *packed(gate_up, down), plan=plan)
+    assert worst_row(got, exact((x, ids, share), gate_up, down)) < MOE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+def test_experts_of_other_ranks_add_nothing(hopper_gpu: torch.device) -> None:
+    (x, ids, share), gate_up, down = make(Case(17, ""), hopper_gpu)
+    weights = packed(gate_up, down)
+    ids = ids - 2  # -2 and -1 are nobody's; 4 and 5 stay unused
+    ids[3] = 6
+    want = exact((x, ids, share), gate_up, down)
+    assert want[3].abs().sum() == 0
+    assert worst_row(op.moe_hopper(x, ids, share, *weights), want) < MOE[torch.bfloat16]
+    assert not op.moe_hopper(x, torch.full_like(ids, -1), share, *weights).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.tile)
+def test_every_code_and_scale(plan: hopper.Plan, hopper_gpu: torch.device) -> None:
+    """Identity activations read the decoded weights back, bit for bit."""
+    E, H, F = 1, 256, 128
+    codes, scales, _ = random_nvfp4(E, H, F, scales=(1, 0x7F), device=hopper_gpu)
+    one = torch.ones(1, device=hopper_gpu)
+    down = pack.pack(codes, scales, one, gate_up=False)
+    ids = torch.zeros(F, 1, dtype=torch.int32, device=hopper_gpu)
+    x = torch.zeros(F, F, device=hopper_gpu, dtype=torch.bfloat16)
+    ordered = moe_sort(x, ids, experts=1, block=plan.tile, lane=0)
+    h = store_columns(torch.eye(F, device=hopper_gpu, dtype=torch.bfloat16), 2)
+    got = hopper.launch_down(ordered, h, one.expand(F, 1).contiguous(), down, plan)
+    assert torch.equal(got.float(), dequantize(NVFP4(codes, scales, one))[0].T)
