@@ -390,7 +390,8 @@ def main(capability: int) -> None:
         report("norms", fn.__name__, norms(capability, fn))
     report("qkv", "local", heads(capability, 8, 256))
     report("qkv", "global", heads(capability, 2, 512))
-    for ids, lane, tile in ((2048, 2, 32), (8192, 2, 160), (8192, 8, 64), (2048, 0, 32)):
+    stored = 2 if capability == 90 else 8
+    for ids, lane, tile in ((2048, stored, 32), (8192, stored, 160), (2048, 0, 32)):
         report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane, tile))
     if capability == 90:
         for plan in (hopper.TABLE[0].plan, hopper.TABLE[-1].plan):
