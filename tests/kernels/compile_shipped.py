@@ -209,6 +209,7 @@ def gluon_experts(plan: hopper.Plan, up: bool):
     """`gate_up` or `down` for hidden 2816 and width 704 on Hopper."""
     blocks, stages = plan.ring(2816 if up else 704)
     pointers = dict.fromkeys(("rows_ptr", "tiles_ptr", "total_ptr"), "i32")
+    pointers["tickets_ptr"] = "i32"
     pointers |= {"x_ptr": "bf16", "global_ptr": "fp32", "weight_ptr": "fp32", "out_ptr": "bf16"}
     stages_of = (("i16", 8, _hopper.CODES_STAGE), ("u8", 2, _hopper.SCALES_STAGE))
     codes, scales = (

@@ -82,7 +82,7 @@ def constants(plan: Plan, up: bool, K: int, columns: int) -> dict[str, int]:
 
 
 def launch_gate_up(ordered: Sorted, weights: Nvfp4, K: int, plan: Plan) -> Tensor:
-    """gelu(gate) * up of every row.  [T * K, F rounded up to 64], by expert"""
+    """gelu(gate) * up of every row, once for an `ordered`.  [T * K, F up to 64], by expert"""
     h = ordered.x.new_empty(len(ordered.rows), weights.codes.shape[1] * 64)
     _launch(ordered.x, ordered, weights, weights.global_scale, h, plan, True, K)
     return h
@@ -91,7 +91,7 @@ def launch_gate_up(ordered: Sorted, weights: Nvfp4, K: int, plan: Plan) -> Tenso
 def launch_down(
     ordered: Sorted, h: Tensor, topk_weights: Tensor, weights: Nvfp4, plan: Plan
 ) -> Tensor:
-    """Every slot's weighted row.  [T * K, H], unwritten where the id is nobody's"""
+    """Every slot's weighted row, once for an `ordered`.  [T * K, H], unwritten for nobody's ids"""
     slots = h.new_empty(len(ordered.rows), weights.rows)
     _launch(h, ordered, weights, topk_weights, slots, plan, False, 0)
     return slots
@@ -125,6 +125,7 @@ def _launch(
         ordered.rows,
         ordered.tiles,
         ordered.total,
+        ordered.tickets[0 if up else 1 :],
         topk_weights,
         out,
         columns,

@@ -43,6 +43,8 @@ def list_tiles(
         tl.store(ptrs + 2 * TILES, rest, mine)
         total += tl.sum(mine.to(tl.int32))
     tl.store(total_ptr, total)
+    for ticket in tl.static_range(2):
+        tl.store(total_ptr + 1 + ticket, 0)
     for begin in range(total, TILES, BLOCK_E):
         ptrs = tiles_ptr + begin + expert
         for row in tl.static_range(3):
@@ -101,7 +103,7 @@ def sort(
     ids_ptr,  # [T * K] i32, numbers outside 0 .. E - 1 belong to nobody
     rows_ptr,  # [T * K] i32
     tiles_ptr,  # [3, TILES] i32
-    total_ptr,  # [1] i32
+    total_ptr,  # [3] i32
     stored_ptr,  # [T, stride_s]
     T,
     TILES,

@@ -27,7 +27,7 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
     TILES = max_tiles(n, experts, block)
     rows = torch.empty(n, dtype=torch.int32, device=device)
     tiles = torch.empty((3, TILES), dtype=torch.int32, device=device)
-    total = torch.empty(1, dtype=torch.int32, device=device)
+    total = torch.empty(3, dtype=torch.int32, device=device)
     stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if lane else x
     if n:
         block_ids = min(8192, max(2048, triton.next_power_of_2(n)))
@@ -53,4 +53,4 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
             LANE=lane,
             num_warps=min(8, block_ids // 512),
         )
-    return Sorted(rows, tiles, total, stored)
+    return Sorted(rows, tiles, total[:1], total[1:], stored)

@@ -42,5 +42,6 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
         torch.tensor(rows, dtype=torch.int32, device=x.device),
         tiles.to(x.device),
         torch.tensor([len(listed)], dtype=torch.int32, device=x.device),
+        torch.zeros(2, dtype=torch.int32, device=x.device),
         store_columns(x, lane) if lane else x,
     )
