@@ -77,7 +77,7 @@ def sorts(_sweep: bool) -> Iterator[Timed]:
             yield Timed(
                 f"{count} rows, {'stored for NVFP4' if lane else 'dense'}",
                 lambda x=x, ids=ids, lane=lane: moe_sort(
-                    x, ids, experts=EXPERTS, block=32, lane=lane
+                    x, ids, experts=EXPERTS, block=32, lane=lane, fullest_first=lane == 2
                 ),
                 bytes=4 * x.numel() * bool(lane) + 8 * ids.numel(),
             )

@@ -242,6 +242,7 @@ def sort(capability: int, ids: int, lane: int, tile: int):
         "K": 8,
         "E": 128,
         "TILE": tile,
+        "FULLEST_FIRST": lane == 2,
         "BLOCK": ids,
         "BLOCK_E": 128,
         "BLOCK_T": 2,

@@ -100,7 +100,7 @@ def test_every_code_and_scale(plan: hopper.Plan, hopper_gpu: torch.device) -> No
     down = pack.pack(codes, scales, one, gate_up=False)
     ids = torch.zeros(F, 1, dtype=torch.int32, device=hopper_gpu)
     x = torch.zeros(F, F, device=hopper_gpu, dtype=torch.bfloat16)
-    ordered = moe_sort(x, ids, experts=1, block=plan.tile, lane=0)
+    ordered = moe_sort(x, ids, experts=1, block=plan.tile, lane=0, fullest_first=True)
     h = store_columns(torch.eye(F, device=hopper_gpu, dtype=torch.bfloat16), 2)
     got = hopper.launch_down(ordered, h, one.expand(F, 1).contiguous(), down, plan)
     assert torch.equal(got.float(), dequantize(NVFP4(codes, scales, one))[0].T)

@@ -92,7 +92,7 @@ def moe_hopper(
     if T == 0:
         return y
     plan = plan or hopper.choose(T * K / E)
-    ordered = moe_sort(x, topk_ids, experts=E, block=plan.tile, lane=2)
+    ordered = moe_sort(x, topk_ids, experts=E, block=plan.tile, lane=2, fullest_first=True)
     h = hopper.launch_gate_up(ordered, gate_up, K, plan)
     slots = hopper.launch_down(ordered, h, topk_weights, down, plan)
     routed.add_slots(slots, topk_ids, y, E)

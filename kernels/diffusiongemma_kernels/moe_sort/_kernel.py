@@ -5,6 +5,13 @@ WIDTH = tl.constexpr(32)  # tiles as full as each other, of tokens
 
 
 @triton.jit
+def store_tiles(ptrs, TILES, expert, start, count, mask):
+    tl.store(ptrs, expert, mask)
+    tl.store(ptrs + TILES, start, mask)
+    tl.store(ptrs + 2 * TILES, count, mask)
+
+
+@triton.jit
 def list_tiles(
     ids_ptr,
     tiles_ptr,
@@ -13,10 +20,11 @@ def list_tiles(
     TILES,
     E: tl.constexpr,
     TILE: tl.constexpr,
+    FULLEST_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_E: tl.constexpr,
 ):
-    """The tiles, the fullest first, by expert where they are as full; then zeros."""
+    """The tiles, by expert or the fullest first, then zeros."""
     lane = tl.arange(0, BLOCK)
     count = tl.zeros([BLOCK_E], tl.int32)
     for begin in range(0, n, BLOCK):
@@ -28,27 +36,31 @@ def list_tiles(
     whole = count // TILE
     rest = count % TILE
     total = 0
-    for i in range(0, tl.max(whole)):
-        mine = whole > i
-        ptrs = tiles_ptr + total + tl.cumsum(mine.to(tl.int32), 0) - 1
-        tl.store(ptrs, expert, mine)
-        tl.store(ptrs + TILES, start + i * TILE, mine)
-        tl.store(ptrs + 2 * TILES, tl.zeros([BLOCK_E], tl.int32) + TILE, mine)
-        total += tl.sum(mine.to(tl.int32))
-    for part in tl.static_range((TILE - 1) // WIDTH, -1, -1):
-        mine = (rest > part * WIDTH) & (rest <= (part + 1) * WIDTH)
-        ptrs = tiles_ptr + total + tl.cumsum(mine.to(tl.int32), 0) - 1
-        tl.store(ptrs, expert, mine)
-        tl.store(ptrs + TILES, start + whole * TILE, mine)
-        tl.store(ptrs + 2 * TILES, rest, mine)
-        total += tl.sum(mine.to(tl.int32))
+    if FULLEST_FIRST:
+        for i in range(0, tl.max(whole)):
+            mine = whole > i
+            place = total + tl.cumsum(mine.to(tl.int32), 0) - 1
+            store_tiles(tiles_ptr + place, TILES, expert, start + i * TILE, whole * 0 + TILE, mine)
+            total += tl.sum(mine.to(tl.int32))
+        for part in tl.static_range((TILE - 1) // WIDTH, -1, -1):
+            mine = (rest > part * WIDTH) & (rest <= (part + 1) * WIDTH)
+            place = total + tl.cumsum(mine.to(tl.int32), 0) - 1
+            store_tiles(tiles_ptr + place, TILES, expert, start + whole * TILE, rest, mine)
+            total += tl.sum(mine.to(tl.int32))
+    else:
+        tiles = whole + (rest > 0).to(tl.int32)
+        place = tl.cumsum(tiles, 0) - tiles
+        for i in range(0, tl.max(tiles)):
+            size = tl.minimum(count - i * TILE, TILE)
+            ptrs = tiles_ptr + place + i
+            store_tiles(ptrs, TILES, expert, start + i * TILE, size, tiles > i)
+        total += tl.sum(tiles)
     tl.store(total_ptr, total)
     for ticket in tl.static_range(2):
         tl.store(total_ptr + 1 + ticket, 0)
     for begin in range(total, TILES, BLOCK_E):
         ptrs = tiles_ptr + begin + expert
-        for row in tl.static_range(3):
-            tl.store(ptrs + row * TILES, tl.zeros([BLOCK_E], tl.int32), begin + expert < TILES)
+        store_tiles(ptrs, TILES, expert * 0, expert * 0, expert * 0, begin + expert < TILES)
 
 
 @triton.jit
@@ -113,6 +125,7 @@ def sort(
     K: tl.constexpr,
     E: tl.constexpr,
     TILE: tl.constexpr,
+    FULLEST_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr,
@@ -121,7 +134,9 @@ def sort(
 ):
     program = tl.program_id(0)
     if program == 0:
-        list_tiles(ids_ptr, tiles_ptr, total_ptr, T * K, TILES, E, TILE, BLOCK, BLOCK_E)
+        list_tiles(
+            ids_ptr, tiles_ptr, total_ptr, T * K, TILES, E, TILE, FULLEST_FIRST, BLOCK, BLOCK_E
+        )  # fmt: skip
     elif program <= E:
         place_expert(program - 1, ids_ptr, rows_ptr, T * K, E, BLOCK)
     elif LANE > 0:

@@ -11,13 +11,22 @@ from diffusiongemma_kernels.moe_sort.types import Sorted
 ROWS = 2  # of activations a program
 
 
-def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int) -> Sorted:
+def moe_sort(
+    x: Tensor,
+    topk_ids: Tensor,
+    *,
+    experts: int,
+    block: int,
+    lane: int,
+    fullest_first: bool = False,
+) -> Sorted:
     """rows = the pairs (token, slot) ordered by (topk_ids[token, slot], token, slot)
 
     x [T, H]; topk_ids [T, K] i32, of which numbers outside 0 .. experts - 1 are left out: then the
-    end of `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles; the fullest come
-    first, in steps of 32 rows, so that programs end together.  `lane` picks the order of x's
-    columns in `reference.STORED`; 0 leaves x as it is.  Nothing is read on the host.
+    end of `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles, which lie
+    together, so that its weights are read once, or `fullest_first` in steps of 32 rows, so that few
+    programs that stay end together.  `lane` picks the order of x's columns in `reference.STORED`;
+    0 leaves x as it is.  Nothing is read on the host.
     """
     T, K = topk_ids.shape
     assert x.ndim == 2 and x.shape[0] == T and x.stride(1) == 1, f"{x.shape=} {topk_ids.shape=}"
@@ -46,6 +55,7 @@ def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int
             K=K,
             E=experts,
             TILE=block,
+            FULLEST_FIRST=fullest_first,
             BLOCK=block_ids,
             BLOCK_E=max(32, triton.next_power_of_2(experts)),
             BLOCK_T=ROWS,

@@ -21,27 +21,33 @@ def max_tiles(rows: int, experts: int, block: int) -> int:
     return rows // block + experts if rows else 0
 
 
-def moe_sort(x: Tensor, topk_ids: Tensor, *, experts: int, block: int, lane: int) -> Sorted:
+def moe_sort(
+    x: Tensor,
+    topk_ids: Tensor,
+    *,
+    experts: int,
+    block: int,
+    lane: int,
+    fullest_first: bool = False,
+) -> Sorted:
     flat = topk_ids.flatten()
     rows: list[int] = []
-    whole: list[tuple[int, int, int]] = []  # (round, expert, start)
-    rest: list[tuple[int, int, int, int]] = []  # (-steps of 32 rows, expert, start, count)
+    tiles: list[tuple[int, int, int]] = []
     for e in range(experts):
         mine = (flat == e).nonzero()[:, 0].tolist()
-        full, left = divmod(len(mine), block)
-        whole += [(i, e, len(rows) + i * block) for i in range(full)]
-        if left:
-            rest.append((-((left + 31) // 32), e, len(rows) + full * block, left))
+        for i in range(0, len(mine), block):
+            tiles.append((e, len(rows) + i, min(block, len(mine) - i)))
         rows += mine
-    listed = [(e, start, block) for _, e, start in sorted(whole)]
-    listed += [(e, start, count) for _, e, start, count in sorted(rest)]
-    tiles = torch.zeros(3, max_tiles(flat.numel(), experts, block), dtype=torch.int32)
-    if listed:
-        tiles[:, : len(listed)] = torch.tensor(listed).T
+    if fullest_first:  # whole ones first, an expert's first before any expert's second
+        nth = {tile: sum(t[0] == tile[0] for t in tiles[:i]) for i, tile in enumerate(tiles)}
+        tiles.sort(key=lambda t: (0, nth[t]) if t[2] == block else (1, -((t[2] + 31) // 32)))
+    table = torch.zeros(3, max_tiles(flat.numel(), experts, block), dtype=torch.int32)
+    if tiles:
+        table[:, : len(tiles)] = torch.tensor(tiles).T
     return Sorted(
         torch.tensor(rows, dtype=torch.int32, device=x.device),
-        tiles.to(x.device),
-        torch.tensor([len(listed)], dtype=torch.int32, device=x.device),
+        table.to(x.device),
+        torch.tensor([len(tiles)], dtype=torch.int32, device=x.device),
         torch.zeros(2, dtype=torch.int32, device=x.device),
         store_columns(x, lane) if lane else x,
     )
