@@ -218,7 +218,7 @@ def gluon_experts(plan: hopper.Plan, up: bool):
     )
     scalars = divisible("columns", "stride_x", "stride_out") | {"blocks": "i32", "TILES": "i32"}
     scalars |= {"codes_desc": codes, "scales_desc": scales}
-    constants = hopper.constants(plan, up, 8 if up else 0, 2816 if up else 704)
+    constants = hopper.constants(plan, 8 if up else 0, 2816 if up else 704)
     launch = {"num_warps": 4, "maxnreg": plan.registers.launch}
     return compiling.compile_for(
         _hopper.experts, pointers, scalars, constants, capability=90, **launch

@@ -23,8 +23,9 @@ X_STAGE = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
 
 
 @gluon.jit
-def tell(item, turn, queue, told, heard):
+def tell(item, turn, turns):
     """Write down the item of a turn for those who `hear` it."""
+    queue, told, heard = turns
     mbarrier.wait(heard.index(turn % 2), ((turn // 2) & 1) ^ 1)
     one = gl.full([1], item, gl.int32, gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
     queue.index(turn % 2).store(one)
@@ -32,7 +33,8 @@ def tell(item, turn, queue, told, heard):
 
 
 @gluon.jit
-def hear(turn, queue, told, heard):
+def hear(turn, turns):
+    queue, told, heard = turns
     mbarrier.wait(told.index(turn % 2), (turn // 2) & 1)
     one = queue.index(turn % 2).load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
     mbarrier.arrive(heard.index(turn % 2), count=1)
@@ -41,18 +43,18 @@ def hear(turn, queue, told, heard):
 
 @gluon.jit
 def fetch_weights(
-    codes_desc, scales_desc, tiles_ptr, total_ptr, tickets_ptr, codes, scales, full, empty, queue,
-    told, heard, columns, blocks,
-    C: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
+    weights, ring, turns, C: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr
+):
     """Draws this program's items, tells the others, and fetches codes and scales of every step."""
+    codes_desc, scales_desc, tiles_ptr, total_ptr, tickets_ptr, columns, blocks = weights
+    codes, scales, _, _, full, empty = ring
     groups = gl.cdiv(blocks, C)
     items = groups * gl.load(total_ptr)
     item = gl.program_id(0)
     turn = 0
     it = 0
     while item < items:
-        tell(item, turn, queue, told, heard)
+        tell(item, turn, turns)
         turn += 1
         drawn = gl.atomic_add(tickets_ptr, 1) + gl.num_programs(0)
         block = (item % groups) * C
@@ -68,17 +70,18 @@ def fetch_weights(
                 load_tile(scales_desc, [expert, block + j, at * 2, 0], ready, scales.index(here))
             it += 1
         item = drawn
-    tell(-1, turn, queue, told, heard)
+    tell(-1, turn, turns)
 
 
 @gluon.jit
 def fetch_tokens(
-    x_ptr, rows_ptr, tiles_ptr, xa, xb, full, empty, queue, told, heard, columns, blocks, TILES,
-    stride_x,
+    tokens, ring, turns,
     K: gl.constexpr, N: gl.constexpr, MORE: gl.constexpr,
     C: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """Tokens of every step of this program's items.  K: slots a token, 0 if x is by expert."""
+    x_ptr, rows_ptr, tiles_ptr, columns, blocks, TILES, stride_x = tokens
+    _, _, xa, xb, full, empty = ring
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
     n = gl.arange(0, N, gl.SliceLayout(1, COPY))
     more = N + gl.arange(0, EXTRA, gl.SliceLayout(1, COPY))
@@ -86,7 +89,7 @@ def fetch_tokens(
     groups = gl.cdiv(blocks, C)
     it = 0
     turn = 0
-    item = hear(turn, queue, told, heard)
+    item = hear(turn, turns)
     while item >= 0:
         start = gl.load(tiles_ptr + TILES + item // groups)
         count = gl.load(tiles_ptr + 2 * TILES + item // groups)
@@ -110,21 +113,21 @@ def fetch_tokens(
             async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
             it += 1
         turn += 1
-        item = hear(turn, queue, told, heard)
+        item = hear(turn, turns)
 
 
 @gluon.jit
 def consume(
-    global_ptr, rows_ptr, tiles_ptr, weight_ptr, out_ptr, codes, scales, xa, xb, full, empty,
-    queue, told, heard, columns, blocks, TILES, stride_out,
+    work, ring, turns,
     WHICH: gl.constexpr, UP: gl.constexpr, N: gl.constexpr, MORE: gl.constexpr,
     LEAST: gl.constexpr, C: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """This consumer's block of every item, at the least width that holds the item's tokens."""
+    global_ptr, rows_ptr, tiles_ptr, weight_ptr, out_ptr, columns, blocks, TILES, stride_out = work
     groups = gl.cdiv(blocks, C)
     it = 0
     turn = 0
-    item = hear(turn, queue, told, heard)
+    item = hear(turn, turns)
     while item >= 0:
         i = item // groups
         block = (item % groups) * C + WHICH
@@ -132,39 +135,39 @@ def consume(
         start = gl.load(tiles_ptr + TILES + i)
         count = gl.load(tiles_ptr + 2 * TILES + i)
         if block >= blocks:
-            it = skip(full, empty, it, columns, KB, STAGES)
+            it = skip(ring, it, columns, KB, STAGES)
         elif LEAST == 16 and count <= 16:
             it = one_item(
-                scale, rows_ptr, weight_ptr, out_ptr, codes, scales, xa, xb, full, empty, it,
-                columns, stride_out, start, count, block, UP, WHICH, 16, 0, C, KB, STAGES,
+                scale, rows_ptr, weight_ptr, out_ptr, ring, it, columns, stride_out, start, count,
+                block, UP, WHICH, 16, 0, C, KB, STAGES,
             )  # fmt: skip
         elif N > 32 and count <= 32:
             it = one_item(
-                scale, rows_ptr, weight_ptr, out_ptr, codes, scales, xa, xb, full, empty, it,
-                columns, stride_out, start, count, block, UP, WHICH, 32, 0, C, KB, STAGES,
+                scale, rows_ptr, weight_ptr, out_ptr, ring, it, columns, stride_out, start, count,
+                block, UP, WHICH, 32, 0, C, KB, STAGES,
             )  # fmt: skip
         elif N + MORE > 64 and count <= 64:
             it = one_item(
-                scale, rows_ptr, weight_ptr, out_ptr, codes, scales, xa, xb, full, empty, it,
-                columns, stride_out, start, count, block, UP, WHICH, 64, 0, C, KB, STAGES,
+                scale, rows_ptr, weight_ptr, out_ptr, ring, it, columns, stride_out, start, count,
+                block, UP, WHICH, 64, 0, C, KB, STAGES,
             )  # fmt: skip
         elif N > 64 and count <= 96:
             it = one_item(
-                scale, rows_ptr, weight_ptr, out_ptr, codes, scales, xa, xb, full, empty, it,
-                columns, stride_out, start, count, block, UP, WHICH, 64, 32, C, KB, STAGES,
+                scale, rows_ptr, weight_ptr, out_ptr, ring, it, columns, stride_out, start, count,
+                block, UP, WHICH, 64, 32, C, KB, STAGES,
             )  # fmt: skip
         elif N > 64 and count <= 128:
             it = one_item(
-                scale, rows_ptr, weight_ptr, out_ptr, codes, scales, xa, xb, full, empty, it,
-                columns, stride_out, start, count, block, UP, WHICH, 128, 0, C, KB, STAGES,
+                scale, rows_ptr, weight_ptr, out_ptr, ring, it, columns, stride_out, start, count,
+                block, UP, WHICH, 128, 0, C, KB, STAGES,
             )  # fmt: skip
         else:
             it = one_item(
-                scale, rows_ptr, weight_ptr, out_ptr, codes, scales, xa, xb, full, empty, it,
-                columns, stride_out, start, count, block, UP, WHICH, N, MORE, C, KB, STAGES,
+                scale, rows_ptr, weight_ptr, out_ptr, ring, it, columns, stride_out, start, count,
+                block, UP, WHICH, N, MORE, C, KB, STAGES,
             )  # fmt: skip
         turn += 1
-        item = hear(turn, queue, told, heard)
+        item = hear(turn, turns)
 
 
 @gluon.jit(do_not_specialize=["blocks", "TILES"])  # one compilation for every batch
@@ -184,8 +187,7 @@ def experts(
     TILES,
     stride_x,
     stride_out,
-    UP: gl.constexpr,
-    K: gl.constexpr,
+    K: gl.constexpr,  # slots a token for `gate_up`, 0 for `down`, whose x is by expert
     N: gl.constexpr,
     MORE: gl.constexpr,
     LEAST: gl.constexpr,
@@ -213,58 +215,33 @@ def experts(
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=COPYING * 32 + 1)
         mbarrier.init(empty.index(i), count=C)
+    ring = (codes, scales, xa, xb, full, empty)
+    turns = (queue, told, heard)
+    weights = (codes_desc, scales_desc, tiles_ptr, total_ptr, tickets_ptr, columns, blocks)
+    tokens = (x_ptr, rows_ptr, tiles_ptr, columns, blocks, TILES, stride_x)
+    work = (
+        global_ptr, rows_ptr, tiles_ptr, weight_ptr, out_ptr, columns, blocks, TILES, stride_out,
+    )  # fmt: skip
     if C == 2:
         gl.warp_specialize(
             [
-                (consume, (
-                    global_ptr, rows_ptr, tiles_ptr, weight_ptr, out_ptr, codes, scales, xa, xb,
-                    full, empty, queue, told, heard, columns, blocks, TILES, stride_out,
-                    0, UP, N, MORE, LEAST, C, KB, STAGES,
-                )),
-                (consume, (
-                    global_ptr, rows_ptr, tiles_ptr, weight_ptr, out_ptr, codes, scales, xa, xb,
-                    full, empty, queue, told, heard, columns, blocks, TILES, stride_out,
-                    1, UP, N, MORE, LEAST, C, KB, STAGES,
-                )),
-                (fetch_weights, (
-                    codes_desc, scales_desc, tiles_ptr, total_ptr, tickets_ptr, codes, scales,
-                    full, empty, queue, told, heard, columns, blocks, C, KB, STAGES,
-                )),
-                (fetch_tokens, (
-                    x_ptr, rows_ptr, tiles_ptr, xa, xb, full, empty, queue, told, heard, columns,
-                    blocks, TILES, stride_x, K, N, MORE, C, KB, STAGES,
-                )),
+                (consume, (work, ring, turns, 0, K > 0, N, MORE, LEAST, C, KB, STAGES)),
+                (consume, (work, ring, turns, 1, K > 0, N, MORE, LEAST, C, KB, STAGES)),
+                (fetch_weights, (weights, ring, turns, C, KB, STAGES)),
+                (fetch_tokens, (tokens, ring, turns, K, N, MORE, C, KB, STAGES)),
             ],
             [4, 1, COPYING],
             [CONSUMING, FETCHING, FETCHING],
-        )  # fmt: skip
+        )
     else:
         gl.warp_specialize(
             [
-                (consume, (
-                    global_ptr, rows_ptr, tiles_ptr, weight_ptr, out_ptr, codes, scales, xa, xb,
-                    full, empty, queue, told, heard, columns, blocks, TILES, stride_out,
-                    0, UP, N, MORE, LEAST, C, KB, STAGES,
-                )),
-                (consume, (
-                    global_ptr, rows_ptr, tiles_ptr, weight_ptr, out_ptr, codes, scales, xa, xb,
-                    full, empty, queue, told, heard, columns, blocks, TILES, stride_out,
-                    1, UP, N, MORE, LEAST, C, KB, STAGES,
-                )),
-                (consume, (
-                    global_ptr, rows_ptr, tiles_ptr, weight_ptr, out_ptr, codes, scales, xa, xb,
-                    full, empty, queue, told, heard, columns, blocks, TILES, stride_out,
-                    2, UP, N, MORE, LEAST, C, KB, STAGES,
-                )),
-                (fetch_weights, (
-                    codes_desc, scales_desc, tiles_ptr, total_ptr, tickets_ptr, codes, scales,
-                    full, empty, queue, told, heard, columns, blocks, C, KB, STAGES,
-                )),
-                (fetch_tokens, (
-                    x_ptr, rows_ptr, tiles_ptr, xa, xb, full, empty, queue, told, heard, columns,
-                    blocks, TILES, stride_x, K, N, MORE, C, KB, STAGES,
-                )),
+                (consume, (work, ring, turns, 0, K > 0, N, MORE, LEAST, C, KB, STAGES)),
+                (consume, (work, ring, turns, 1, K > 0, N, MORE, LEAST, C, KB, STAGES)),
+                (consume, (work, ring, turns, 2, K > 0, N, MORE, LEAST, C, KB, STAGES)),
+                (fetch_weights, (weights, ring, turns, C, KB, STAGES)),
+                (fetch_tokens, (tokens, ring, turns, K, N, MORE, C, KB, STAGES)),
             ],
             [4, 4, 1, COPYING],
             [CONSUMING, CONSUMING, FETCHING, FETCHING],
-        )  # fmt: skip
+        )

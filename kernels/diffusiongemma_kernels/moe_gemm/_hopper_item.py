@@ -62,7 +62,7 @@ def decode(codes, scales, MMA: gl.constexpr):
 
 @gluon.jit
 def multiply(
-    codes, scales, xa, xb, full, empty, it, columns,
+    ring, it, columns,
     WHICH: gl.constexpr, A: gl.constexpr, B: gl.constexpr,
     C: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -70,6 +70,7 @@ def multiply(
 
     A product is waited for before the next weights are decoded: its left operand is in registers.
     """
+    codes, scales, xa, xb, full, empty = ring
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, A, 16])
     MMB: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, B or A, 16])
     acc = gl.full([128, A], 0.0, gl.float32, MMA)
@@ -100,8 +101,9 @@ def multiply(
 
 
 @gluon.jit
-def skip(full, empty, it, columns, KB: gl.constexpr, STAGES: gl.constexpr):
+def skip(ring, it, columns, KB: gl.constexpr, STAGES: gl.constexpr):
     """An item's steps without this consumer: the rows end before its block."""
+    _, _, _, _, full, empty = ring
     for _ in range(0, columns, KB * 64):
         mbarrier.wait(full.index(it % STAGES), (it // STAGES) & 1)
         mbarrier.arrive(empty.index(it % STAGES), count=1)
@@ -142,14 +144,11 @@ def store_slots(
 
 @gluon.jit
 def one_item(
-    scale, rows_ptr, weight_ptr, out_ptr, codes, scales, xa, xb, full, empty, it, columns,
-    stride_out, start, count, block,
+    scale, rows_ptr, weight_ptr, out_ptr, ring, it, columns, stride_out, start, count, block,
     UP: gl.constexpr, WHICH: gl.constexpr, A: gl.constexpr, B: gl.constexpr,
     C: gl.constexpr, KB: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    acc, more, it = multiply(
-        codes, scales, xa, xb, full, empty, it, columns, WHICH, A, B, C, KB, STAGES
-    )
+    acc, more, it = multiply(ring, it, columns, WHICH, A, B, C, KB, STAGES)
     if UP:
         store_h(acc, out_ptr, scale, start, count, block, stride_out, A)
         if B > 0:

@@ -63,11 +63,10 @@ def choose(rows: float) -> Plan:
     return next(row.plan for row in TABLE if rows <= row.most)
 
 
-def constants(plan: Plan, up: bool, K: int, columns: int) -> dict[str, int]:
-    """What is compiled in.  `K`: slots a token, 0 where x is by expert."""
+def constants(plan: Plan, K: int, columns: int) -> dict[str, int]:
+    """What is compiled in.  `K`: slots a token for `gate_up`, 0 for `down`."""
     blocks, stages = plan.ring(columns)
     return {
-        "UP": up,
         "K": K,
         "N": plan.tokens,
         "MORE": plan.more,
@@ -84,7 +83,7 @@ def constants(plan: Plan, up: bool, K: int, columns: int) -> dict[str, int]:
 def launch_gate_up(ordered: Sorted, weights: Nvfp4, K: int, plan: Plan) -> Tensor:
     """gelu(gate) * up of every row, once for an `ordered`.  [T * K, F up to 64], by expert"""
     h = ordered.x.new_empty(len(ordered.rows), weights.codes.shape[1] * 64)
-    _launch(ordered.x, ordered, weights, weights.global_scale, h, plan, True, K)
+    _launch(ordered.x, ordered, weights, weights.global_scale, h, plan, K)
     return h
 
 
@@ -93,7 +92,7 @@ def launch_down(
 ) -> Tensor:
     """Every slot's weighted row, once for an `ordered`.  [T * K, H], unwritten for nobody's ids"""
     slots = h.new_empty(len(ordered.rows), weights.rows)
-    _launch(h, ordered, weights, topk_weights, slots, plan, False, 0)
+    _launch(h, ordered, weights, topk_weights, slots, plan, 0)
     return slots
 
 
@@ -104,7 +103,6 @@ def _launch(
     topk_weights: Tensor,
     out: Tensor,
     plan: Plan,
-    up: bool,
     K: int,
 ) -> None:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -125,7 +123,7 @@ def _launch(
         ordered.rows,
         ordered.tiles,
         ordered.total,
-        ordered.tickets[0 if up else 1 :],
+        ordered.tickets[0 if K else 1 :],
         topk_weights,
         out,
         columns,
@@ -133,7 +131,7 @@ def _launch(
         ordered.tiles.shape[1],
         x.stride(0),
         out.stride(0),
-        **constants(plan, up, K, columns),
+        **constants(plan, K, columns),
         num_warps=4,
         maxnreg=plan.registers.launch,
     )

@@ -40,7 +40,7 @@ def list_tiles(
         for i in range(0, tl.max(whole)):
             mine = whole > i
             place = total + tl.cumsum(mine.to(tl.int32), 0) - 1
-            store_tiles(tiles_ptr + place, TILES, expert, start + i * TILE, whole * 0 + TILE, mine)
+            store_tiles(tiles_ptr + place, TILES, expert, start + i * TILE, TILE, mine)
             total += tl.sum(mine.to(tl.int32))
         for part in tl.static_range((TILE - 1) // WIDTH, -1, -1):
             mine = (rest > part * WIDTH) & (rest <= (part + 1) * WIDTH)
@@ -54,13 +54,13 @@ def list_tiles(
             size = tl.minimum(count - i * TILE, TILE)
             ptrs = tiles_ptr + place + i
             store_tiles(ptrs, TILES, expert, start + i * TILE, size, tiles > i)
-        total += tl.sum(tiles)
+        total = tl.sum(tiles)
     tl.store(total_ptr, total)
     for ticket in tl.static_range(2):
         tl.store(total_ptr + 1 + ticket, 0)
     for begin in range(total, TILES, BLOCK_E):
         ptrs = tiles_ptr + begin + expert
-        store_tiles(ptrs, TILES, expert * 0, expert * 0, expert * 0, begin + expert < TILES)
+        store_tiles(ptrs, TILES, 0, 0, 0, begin + expert < TILES)
 
 
 @triton.jit
