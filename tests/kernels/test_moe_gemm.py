@@ -13,6 +13,8 @@ from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
 from diffusiongemma_kernels.moe_gemm.testing import (
     MOE,
     Case,
+    exact,
+    make,
     packed,
     random_nvfp4,
     route,
@@ -35,20 +37,8 @@ CONFIGS = {
 }
 
 
-def make(case: Case, device: str = "cpu") -> tuple:
-    gate_up = random_nvfp4(case.experts, 2 * case.width, case.hidden, device=device)
-    down = random_nvfp4(case.experts, case.hidden, case.width, device=device)
-    x = torch.randn(case.tokens, case.hidden, device=device)
-    ids, share = route(case.tokens, case.experts, case.top_k, zipf=case.zipf, device=device)
-    return (x, ids, share), gate_up, down
-
-
 def dense(gate_up, down) -> tuple[torch.Tensor, torch.Tensor]:
     return dequantize(gate_up), dequantize(down)
-
-
-def exact(routed, gate_up, down) -> torch.Tensor:
-    return reference.moe(*routed, *(w.double() for w in dense(gate_up, down)))
 
 
 @pytest.mark.parametrize("format", ["nvfp4", "dense"])

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffusiongemma_kernels.moe_gemm.testing import Case, random_nvfp4, route, worst_row
+from diffusiongemma_kernels.moe_gemm.testing import Case, worst_row
+from diffusiongemma_kernels.moe_gemm.testing import make as make_layer
 from diffusiongemma_kernels.moe_gemm_fp4 import _config, op, reference
 from diffusiongemma_kernels.moe_gemm_fp4._config import Config
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4, Rows
@@ -28,16 +29,13 @@ def _interpreted(device: str) -> None:
 
 
 def make(case: Case) -> tuple:
-    E = case.experts
-    gate_up = random_nvfp4(E, 2 * case.width, case.hidden)
-    down = random_nvfp4(E, case.hidden, case.width)
-    spread = torch.linspace(0.8, 1.2, E)
-    x = torch.randn(case.tokens, case.hidden)
+    routed, gate_up, down = make_layer(case)
+    spread = torch.linspace(0.8, 1.2, case.experts)
     weights = (
         Fp4(*gate_up, input_scale=spread * 4 / (6 * 448)),
         Fp4(*down, input_scale=spread * 30 / (6 * 448)),
     )
-    return (x, *route(case.tokens, E, case.top_k)), weights
+    return routed, weights
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)

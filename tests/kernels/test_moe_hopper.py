@@ -5,13 +5,14 @@ import torch
 
 from diffusiongemma_kernels import target
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
-from diffusiongemma_kernels.moe_gemm import hopper, op, pack, reference
+from diffusiongemma_kernels.moe_gemm import hopper, op, pack
 from diffusiongemma_kernels.moe_gemm.testing import (
     MOE,
     Case,
+    exact,
+    make,
     packed,
     random_nvfp4,
-    route,
     worst_row,
 )
 from diffusiongemma_kernels.moe_sort.op import moe_sort
@@ -46,22 +47,15 @@ def hopper_gpu() -> torch.device:
     return device
 
 
-def make(case: Case, device: torch.device) -> tuple:
-    gate_up = random_nvfp4(case.experts, 2 * case.width, case.hidden, device=device)
-    down = random_nvfp4(case.experts, case.hidden, case.width, device=device)
-    x = torch.randn(case.tokens, case.hidden, device=device, dtype=torch.bfloat16)
-    ids, share = route(case.tokens, case.experts, case.top_k, zipf=case.zipf, device=device)
-    return (x, ids, share), gate_up, down
-
-
-def exact(routed, gate_up, down) -> torch.Tensor:
-    return reference.moe(*routed, dequantize(gate_up).double(), dequantize(down).double())
+def make_bf16(case: Case) -> tuple:
+    (x, ids, share), gate_up, down = make(case, "cuda")
+    return (x.bfloat16(), ids, share), gate_up, down
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
 def test_plans_agree_to_the_bit(case: Case, hopper_gpu: torch.device) -> None:
-    routed, gate_up, down = make(case, hopper_gpu)
+    routed, gate_up, down = make_bf16(case)
     weights, want = packed(gate_up, down), exact(routed, gate_up, down)
     got = [op.moe_hopper(*routed, *weights, plan=plan) for plan in PLANS]
     assert worst_row(got[0], want) < MOE[torch.bfloat16]
@@ -72,7 +66,7 @@ def test_plans_agree_to_the_bit(case: Case, hopper_gpu: torch.device) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.tile)
 def test_one_expert_takes_all(plan: hopper.Plan, hopper_gpu: torch.device) -> None:
-    (x, ids, share), gate_up, down = make(Case(400, ""), hopper_gpu)
+    (x, ids, share), gate_up, down = make_bf16(Case(400, ""))
     ids = torch.full_like(ids, 3)
     got = op.moe_hopper(x, ids, share, *packed(gate_up, down), plan=plan)
     assert worst_row(got, exact((x, ids, share), gate_up, down)) < MOE[torch.bfloat16]
@@ -80,7 +74,7 @@ def test_one_expert_takes_all(plan: hopper.Plan, hopper_gpu: torch.device) -> No
 
 @pytest.mark.gpu
 def test_experts_of_other_ranks_add_nothing(hopper_gpu: torch.device) -> None:
-    (x, ids, share), gate_up, down = make(Case(17, ""), hopper_gpu)
+    (x, ids, share), gate_up, down = make_bf16(Case(17, ""))
     weights = packed(gate_up, down)
     ids = ids - 2  # -2 and -1 are nobody's; 4 and 5 stay unused
     ids[3] = 6

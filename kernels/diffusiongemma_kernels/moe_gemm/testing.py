@@ -5,12 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusiongemma_kernels.formats.nvfp4 import NVFP4
-from diffusiongemma_kernels.moe_gemm import pack
+from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
+from diffusiongemma_kernels.moe_gemm import pack, reference
 from diffusiongemma_kernels.moe_gemm.types import Nvfp4
 
 # Of a row: ||got - want|| / ||want||, against fp64 on the same rounded weights and activations.
 MOE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+
+
+Routed = tuple[Tensor, Tensor, Tensor]  # x, ids and weights of its experts
 
 
 class Case(NamedTuple):
@@ -59,6 +62,20 @@ def route(
         ids = torch.multinomial(weight.expand(tokens, -1), top_k, generator=make).int()
     share = torch.rand(tokens, top_k, generator=make, device=device) + 0.1
     return ids.contiguous(), share / share.sum(1, keepdim=True)
+
+
+def make(case: Case, device: str = "cpu") -> tuple[Routed, NVFP4, NVFP4]:
+    """x [T, H] f32 with its routing, and a layer's weights."""
+    gate_up = random_nvfp4(case.experts, 2 * case.width, case.hidden, device=device)
+    down = random_nvfp4(case.experts, case.hidden, case.width, device=device)
+    x = torch.randn(case.tokens, case.hidden, device=device)
+    ids, share = route(case.tokens, case.experts, case.top_k, zipf=case.zipf, device=device)
+    return (x, ids, share), gate_up, down
+
+
+def exact(routed: Routed, gate_up: NVFP4, down: NVFP4) -> Tensor:
+    """The reference in fp64.  [T, H]"""
+    return reference.moe(*routed, dequantize(gate_up).double(), dequantize(down).double())
 
 
 def worst_row(got: Tensor, want: Tensor) -> float:
