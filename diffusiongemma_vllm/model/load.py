@@ -1,7 +1,6 @@
 """How evenly the experts are used: counted in a few forwards, for the metrics.
 
-Only forwards that run outside of CUDA graphs can be looked at, those with a prompt in them; a
-replayed graph runs no Python and pays nothing.
+A replayed CUDA graph runs no Python, so a forward that is counted runs outside of graphs.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusiongemma_vllm.model.moe import Router
 
-EVERY = 8  # forwards that could be counted, to one that is
+EVERY = 32  # forwards that could be counted, to one that is
 
 
 class ExpertLoad:
@@ -21,18 +20,20 @@ class ExpertLoad:
         self.routers = [one for one in model.modules() if isinstance(one, Router)]
         self.turn = 0
 
-    def prepare(self, tokens: int) -> None:
-        """Before a forward of so many tokens: count it, if it is its turn.
+    def prepare(self, tokens: int) -> bool:
+        """Before a forward of so many tokens: whether it is its turn to be counted.
 
         Fewer tokens than experts say nothing about how even the experts are used.
         """
         self.take()
         if not self.routers or tokens < self.routers[0].per_expert_scale.numel():
-            return
-        if self.turn == 0:
+            return False
+        counted = self.turn == 0
+        self.turn = (self.turn + 1) % EVERY
+        if counted:
             for router in self.routers:
                 router.load = torch.zeros_like(router.per_expert_scale, dtype=torch.int64)
-        self.turn = (self.turn + 1) % EVERY
+        return counted
 
     def take(self) -> Tensor | None:
         """The counts [L, E] i64 of the forward before; None where it was not counted."""

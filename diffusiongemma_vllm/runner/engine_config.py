@@ -197,10 +197,9 @@ def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
     if not sizes:
         limit = given.get("max_cudagraph_capture_size") or canvas * 1024
         scheduler = vllm_config.scheduler_config
-        # Text to commit goes before the next canvas of a request: up to two canvases of rows each.
-        # A step of many canvases hides its launches anyway.
-        requests = scheduler.max_num_seqs
-        most = min(2 * requests, max(requests, LAUNCHES_SHOW))
+        # Prompts, and text to commit before a request's next canvas, take more rows than canvases
+        # do.  A step of many rows hides its launches anyway.
+        most = max(scheduler.max_num_seqs, LAUNCHES_SHOW)
         most = min(most, scheduler.max_num_batched_tokens // canvas)
         sizes = [size for size in graph_sizes(canvas, most) if size <= limit]
     compilation.cudagraph_capture_sizes = sizes

@@ -1,8 +1,8 @@
 """CUDA graphs by the rows of a step, whatever requests they belong to.
 
 vLLM replays a graph for requests of exactly one canvas each.  Our attention splits rows by tensors
-on the device, so a graph of so many rows serves any mix of canvases, of commits and of both in one
-request, and there may be more canvases of rows than requests.
+on the device, so a graph of so many rows serves any mix of prompts, of canvases and of commits, a
+request may have a commit and a canvas, and there may be more canvases of rows than requests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from diffusiongemma_vllm.compat import ours, patch
-from diffusiongemma_vllm.inputs import PARTS
+
+# What vLLM takes for the rows that every request of a graph has: a number no batch has by itself.
+ANY_SPLIT = 2**30
+SPARE = 8  # canvases of empty rows that take the GPU no longer than the launches of a forward
 
 
 def install() -> None:
@@ -22,8 +25,8 @@ def install() -> None:
     def make_gather(original: Any) -> Any:
         def gather_batch_req_state(self: Any, scheduler_output: Any, dummy_run: bool) -> Any:
             state, uniform = original(self, scheduler_output, dummy_run)
-            if state is not None and ours(self.model_config) and not state.has_prefill:
-                uniform = self.decode_query_len
+            if state is not None and ours(self.model_config):
+                uniform = ANY_SPLIT if self.model_state.replays(state) else None
             return state, uniform
 
         return gather_batch_req_state
@@ -32,26 +35,36 @@ def install() -> None:
         def _init_candidates(self: Any) -> None:
             if not ours(self.vllm_config.model_config):
                 return original(self)
-            requests = self.max_num_reqs
-            self.max_num_reqs = PARTS * requests
+            requests, canvas = self.max_num_reqs, self.decode_query_len
+            most = self.vllm_config.scheduler_config.max_num_batched_tokens
+            self.max_num_reqs = most // canvas  # a graph for every size that a step can have
             try:
                 original(self)
             finally:
                 self.max_num_reqs = requests
-
-            longest = PARTS * self.decode_query_len  # rows of one request
-
-            def served(graphs: list[Any]) -> list[Any]:
-                return [
-                    replace(one, num_reqs=min(one.num_reqs, requests), max_query_len=longest)
+            for mode, graphs in self._capture_descs.items():
+                self._capture_descs[mode] = [
+                    replace(
+                        one, num_reqs=min(one.num_reqs, requests), uniform_token_count=ANY_SPLIT
+                    )
                     for one in graphs
                 ]
-
-            for table in (self._capture_descs, self._candidates):
-                for key, graphs in table.items():
-                    table[key] = served(graphs)
+            for tokens, adapters in self._candidates:
+                self._candidates[tokens, adapters] = _serving(
+                    tokens, adapters, self._capture_descs, spare=SPARE * canvas
+                )
 
         return _init_candidates
 
     patch(GPUModelRunner, "gather_batch_req_state", make_gather)
     patch(CudaGraphManager, "_init_candidates", make_candidates)
+
+
+def _serving(tokens: int, adapters: int, captured: dict[Any, list[Any]], spare: int) -> list[Any]:
+    """The graphs for so many rows, smallest first: those behind it are for more requests."""
+    fitting = [
+        one for graphs in captured.values() for one in graphs
+        if one.num_active_loras == adapters and one.num_tokens >= tokens
+    ]
+    fitting.sort(key=lambda one: one.num_tokens)
+    return fitting[:1] + [one for one in fitting[1:] if one.num_tokens <= tokens + spare]

@@ -79,6 +79,15 @@ class DiffusionGemmaModelState(ModelState):
         )
         return ours, None
 
+    def replays(self, batch: Any) -> bool:
+        """Whether a CUDA graph may serve a step.  batch: vLLM's ``BatchReqState``"""
+        if not batch.has_prefill:
+            return True
+        if self.expert_load.prepare(batch.num_tokens):
+            return False
+        pictures = self.encoder_cache.mm_features if self.supports_mm_inputs else {}
+        return not spans.pictured(batch, pictures)
+
     def prepare_inputs_embeds(
         self, scheduled_encoder_inputs: dict[str, list[int]], input_batch: InputBatch,
         req_states: RequestState,
@@ -120,8 +129,6 @@ class DiffusionGemmaModelState(ModelState):
         count = input_batch.num_reqs
         padded = input_batch.num_reqs_after_padding if full else count
         tokens = input_batch.num_tokens_after_padding if full else input_batch.num_tokens
-        if not full and not for_capture:
-            self.expert_load.prepare(tokens)
         rows = _rows(input_batch)
         if self.gpu is not None:
             parts = self.gpu.set_parts(rows, padded)

@@ -73,9 +73,12 @@ def rows(batch: InputBatch, features: dict[str, Any], device: torch.device) -> T
     return None if table is None else torch.from_numpy(table).to(device, non_blocking=True)
 
 
-def pictured(batch: InputBatch, features: dict[str, Any]) -> list[int]:
-    """The requests of a batch that read a prompt with pictures."""
+def pictured(batch: Any, features: dict[str, Any]) -> list[int]:
+    """The requests of a batch that read a prompt with pictures.
+
+    batch: vLLM's ``InputBatch``, or the ``BatchReqState`` that it is made of.
+    """
     return [
         i for i, name in enumerate(batch.req_ids)
-        if features.get(name) and batch.num_computed_tokens_np[i] < batch.prefill_len_np[i]
+        if batch.is_prefilling_np[i] and features.get(name)
     ]

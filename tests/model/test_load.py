@@ -38,15 +38,15 @@ def test_rows_of_every_expert_in_every_layer(ours, load, rows):
 def test_one_forward_in_so_many(ours, load):
     counted = []
     for _ in range(2 * EVERY):
-        load.prepare(100)
-        counted.append(load.take() is not None)
+        counted.append(load.prepare(100))
+        assert (load.take() is not None) == counted[-1]
     assert counted == ([True] + [False] * (EVERY - 1)) * 2
 
 
 def test_few_rows_say_nothing(load):
-    load.prepare(7)  # fewer than the experts
+    assert not load.prepare(7)  # fewer than the experts
     assert load.take() is None
-    load.prepare(8)
+    assert load.prepare(8)
     assert load.take() is not None
 
 

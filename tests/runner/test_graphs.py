@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from diffusiongemma_vllm.runner import graphs
 from diffusiongemma_vllm.runner.engine_config import graph_sizes
+from diffusiongemma_vllm.runner.model_state import DiffusionGemmaModelState
 
 CANVAS, REQUESTS, BUDGET = 32, 4, 8 * 32 + 7
 
@@ -42,19 +43,30 @@ def manager(config, monkeypatch):
     return made
 
 
-def uniform(config, rows, canvases, prefilled):
-    """What vLLM's runner says of a batch before it asks for a graph.
+def dispatched(config, monkeypatch, rows, canvases, prompts=(), pictures=(), counted=False):
+    """The graph that vLLM's runner takes for a batch.
 
-    canvases: rows of each request that are drafts.  prefilled: whether its prompt is computed.
+    canvases: rows of each request that are drafts.  prompts: the requests still read.  pictures:
+    those with a picture in their prompt.  counted: it is this forward's turn to be.
     """
     names = [str(i) for i in range(len(rows))]
+    features = {names[i]: ["a picture"] for i in pictures}
+    state = SimpleNamespace(
+        supports_mm_inputs=True, encoder_cache=SimpleNamespace(mm_features=features),
+        expert_load=SimpleNamespace(prepare=lambda tokens: counted),
+    )
+    computed = np.full(len(rows), 20)
+    computed[list(prompts)] = 0
     runner = SimpleNamespace(
         model_config=config.model_config, decode_query_len=CANVAS, use_pp=False,
         adaptive_verification=None, pcp_manager=None,
+        model_state=SimpleNamespace(
+            replays=lambda batch: DiffusionGemmaModelState.replays(state, batch)
+        ),
         req_states=SimpleNamespace(
             req_id_to_index={name: i for i, name in enumerate(names)},
             prefill_len=SimpleNamespace(np=np.full(len(rows), 20)),
-            num_computed_prefill_tokens=np.where(prefilled, 20, 0),
+            num_computed_prefill_tokens=computed,
         ),
     )
     output = SchedulerOutput.make_empty()
@@ -63,7 +75,14 @@ def uniform(config, rows, canvases, prefilled):
     output.scheduled_spec_decode_tokens = {
         name: [-1] * width for name, width in zip(names, canvases, strict=True) if width
     }
-    return GPUModelRunner.gather_batch_req_state(runner, output, False)[1]
+    batch, count = GPUModelRunner.gather_batch_req_state(runner, output, False)
+    assert batch.has_prefill == bool(prompts)
+    longest = None if batch.has_prefill else max(rows)  # as the runner says it
+    found = manager(config, monkeypatch).dispatch(
+        len(rows), sum(rows), count, 0, max_query_len=longest
+    )
+    assert found.cg_mode in (CUDAGraphMode.FULL, CUDAGraphMode.NONE)
+    return (found.num_tokens, found.num_reqs) if found.cg_mode == CUDAGraphMode.FULL else None
 
 
 class Case(NamedTuple):
@@ -71,6 +90,7 @@ class Case(NamedTuple):
     canvases: list[int]
     graph: tuple[int, int] | None  # its rows and requests; None runs eagerly
     why: str
+    prompts: tuple[int, ...] = ()
 
 
 CASES = [
@@ -84,29 +104,43 @@ CASES = [
     Case([50], [32], (64, 2), "text that a constraint left"),
     Case([32, 32, 10], [32, 32, 10], (96, 3), "a canvas at the end of the context"),
     Case([64] * 3 + [40], [32] * 3 + [8], (256, 4), "fused at the end of the context"),
-    Case([10, 10], [10, 10], None, "short canvases: one canvas of rows, two requests"),
+    Case([10, 10], [10, 10], (64, 2), "short canvases: one canvas of rows, two requests"),
+    Case([20], [0], (32, 1), "a prompt", (0,)),
+    Case([200], [0], (224, 4), "a prompt of many canvases of rows", (0,)),
+    Case([257], [0], None, "a prompt of more rows than any graph", (0,)),
+    Case([32, 20], [32, 0], (64, 2), "a prompt beside a canvas", (1,)),
+    Case([64, 32, 90], [32, 32, 0], (192, 4), "a part of a prompt beside a commit", (2,)),
+    Case([3] * 4, [0] * 4, (128, 4), "short prompts: one canvas of rows, four requests",
+         (0, 1, 2, 3)),
+    Case([1], [0], (32, 1), "the last token of a prompt", (0,)),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
-def test_batches_without_prompts(config, monkeypatch, case):
-    count = uniform(config, case.rows, case.canvases, [True] * len(case.rows))
-    longest = max(case.rows)
-    found = manager(config, monkeypatch).dispatch(
-        len(case.rows), sum(case.rows), count, 0, max_query_len=longest
-    )
-    if case.graph is None:
-        assert found.cg_mode == CUDAGraphMode.NONE
-    else:
-        assert found.cg_mode == CUDAGraphMode.FULL
-        assert (found.num_tokens, found.num_reqs) == case.graph
+def test_the_graph_of_a_batch(config, monkeypatch, case):
+    found = dispatched(config, monkeypatch, case.rows, case.canvases, case.prompts)
+    assert found == case.graph
 
 
-def test_a_prompt_in_the_batch_runs_eagerly(config, monkeypatch):
-    count = uniform(config, [32, 20], [32, 0], [True, False])
-    assert count is None
-    found = manager(config, monkeypatch).dispatch(2, 52, count, 0, max_query_len=None)
-    assert found.cg_mode == CUDAGraphMode.NONE
+def test_a_prompt_with_pictures_runs_eagerly(config, monkeypatch):
+    def graph(prompts):
+        return dispatched(config, monkeypatch, [32, 20], [32, 0], prompts, pictures=(1,))
+
+    assert graph((1,)) is None
+    assert graph((0,)) == (64, 2), "another's prompt: the picture has been read"
+    assert graph(()) == (64, 2)
+
+
+def test_a_forward_that_is_counted_runs_eagerly(config, monkeypatch):
+    assert dispatched(config, monkeypatch, [20], [0], (0,), counted=True) is None
+    assert dispatched(config, monkeypatch, [32], [32], counted=True) == (32, 1), "no prompt in it"
+
+
+def test_many_empty_rows_cost_more_than_launches(config, monkeypatch):
+    """Requests enough for the largest graph, rows for the smallest."""
+    monkeypatch.setattr(graphs, "SPARE", 2)
+    assert dispatched(config, monkeypatch, [3] * 3, [0] * 3, (0, 1, 2)) is None
+    assert dispatched(config, monkeypatch, [3] * 2, [0] * 2, (0, 1)) == (64, 2)
 
 
 def test_no_graph_has_more_requests_than_slots(config, monkeypatch):
@@ -139,8 +173,9 @@ def test_other_models_are_left_alone(config, monkeypatch):
     from diffusiongemma_vllm import compat
 
     monkeypatch.setattr(graphs, "ours", lambda model_config: False)
-    assert uniform(config, [64, 32], [32, 32], [True, True]) is None
-    assert uniform(config, [64], [32], [True]) == 64
+    assert dispatched(config, monkeypatch, [64, 32], [32, 32]) is None
+    assert dispatched(config, monkeypatch, [32, 32], [32, 32]) == (64, 2)
+    assert dispatched(config, monkeypatch, [20], [0], (0,)) is None
     captured = manager(config, monkeypatch)._capture_descs[CUDAGraphMode.FULL]
     assert max(one.num_tokens for one in captured) == REQUESTS * CANVAS
     for owner, name in ((GPUModelRunner, "gather_batch_req_state"),

@@ -64,7 +64,7 @@ def batch(requests):
         req_ids=[name for name, *_ in requests], num_tokens=sum(counts),
         num_computed_tokens_np=np.array([computed for _, computed, *_ in requests]),
         num_scheduled_tokens=np.array(counts),
-        prefill_len_np=np.array([prompt for *_, prompt in requests]),
+        is_prefilling_np=np.array([computed < prompt for _, computed, _, prompt in requests]),
         query_start_loc_np=np.array([0, *np.cumsum(counts)]),
     )
 
