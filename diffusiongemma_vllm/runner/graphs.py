@@ -36,8 +36,7 @@ def install() -> None:
             if not ours(self.vllm_config.model_config):
                 return original(self)
             requests, canvas = self.max_num_reqs, self.decode_query_len
-            most = self.vllm_config.scheduler_config.max_num_batched_tokens
-            self.max_num_reqs = most // canvas  # a graph for every size that a step can have
+            self.max_num_reqs = _largest(self.vllm_config, requests, canvas)
             try:
                 original(self)
             finally:
@@ -58,6 +57,18 @@ def install() -> None:
 
     patch(GPUModelRunner, "gather_batch_req_state", make_gather)
     patch(CudaGraphManager, "_init_candidates", make_candidates)
+
+
+def _largest(vllm_config: Any, requests: int, canvas: int) -> int:
+    """Canvases of rows of the largest graph: those of a step, and of so many whole requests.
+
+    vLLM captures a graph with its rows spread over requests, whose pages it reads.
+    """
+    longest = vllm_config.model_config.max_model_len
+    if longest < canvas:
+        return 0
+    rows = min(vllm_config.scheduler_config.max_num_batched_tokens, requests * longest)
+    return rows // canvas
 
 
 def _serving(tokens: int, adapters: int, captured: dict[Any, list[Any]], spare: int) -> list[Any]:

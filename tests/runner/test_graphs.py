@@ -152,11 +152,17 @@ def test_no_graph_has_more_requests_than_slots(config, monkeypatch):
         assert set(table) <= set(captured)
 
 
-@pytest.mark.parametrize("requests", [1, 2, 4])
-def test_vllm_can_make_the_batches_it_captures(config, monkeypatch, requests):
-    """Few requests: the graph with most rows holds a commit and a canvas of each."""
+@pytest.mark.parametrize(
+    ("requests", "length", "most"),
+    [(1, 1024, 8), (2, 1024, 8), (4, 1024, 8), (1, 100, 3), (2, 100, 6), (1, 32, 1), (4, 31, 0)],
+)
+def test_vllm_can_make_the_batches_it_captures(config, monkeypatch, requests, length, most):
+    """No request of theirs is longer than the context: there are no pages behind it."""
     monkeypatch.setattr(config.scheduler_config, "max_num_seqs", requests)
-    for one in manager(config, monkeypatch)._capture_descs[CUDAGraphMode.FULL]:
+    monkeypatch.setattr(config.model_config, "max_model_len", length)
+    captured = manager(config, monkeypatch)._capture_descs.get(CUDAGraphMode.FULL, [])
+    assert [one.num_tokens for one in captured] == [CANVAS * n for n in range(most, 0, -1)]
+    for one in captured:
         rows = one.num_tokens
         places = [torch.zeros(n, dtype=torch.int32) for n in (rows, rows, rows + 1, rows)]
         buffers = SimpleNamespace(
@@ -167,6 +173,7 @@ def test_vllm_can_make_the_batches_it_captures(config, monkeypatch, requests):
             one.num_reqs, rows, buffers, one.max_query_len or one.uniform_token_count
         )
         assert batch.num_tokens == rows
+        assert batch.num_scheduled_tokens.max() <= length
 
 
 def test_other_models_are_left_alone(config, monkeypatch):
