@@ -84,9 +84,9 @@ class Layer(nn.Module):
         x, for_mlp, for_experts, for_router = enter(
             x, self.self_attn.o_proj(mixed), before, self.eps
         )
+        scores = self.router(for_router)  # first: behind the MLP it waits for processors
         experts, dense = self.beside(
-            lambda: self.all_experts(for_experts, self.router(for_router)),
-            lambda: self.mlp(for_mlp),
+            lambda: self.all_experts(for_experts, scores), lambda: self.mlp(for_mlp)
         )
         return leave(x, dense, experts, behind, self.scalar(denoising), self.eps)
 

@@ -148,8 +148,6 @@ structured)
 two)
     run "steps of two ranks" 400 python3 examples/benchmark.py /tmp/dg_nvfp4 --random \
         --batches 1,8 --json "$out/steps.jsonl" --kw '{"tensor_parallel_size": 2}'
-    run "answers of two ranks" 150 python3 kernels/bench/answers.py "$out/answers_two.jsonl" \
-        "${against[@]}" --kw '{"tensor_parallel_size": 2}'
     ;;
 long)
     long='{"max_model_len": 262144, "gpu_memory_utilization": 0.9}'
