@@ -1,14 +1,16 @@
-"""answers.py OUT.jsonl [--against OTHER.jsonl]: the miniature's 200 held-out prompts through vLLM.
+"""answers.py OUT.jsonl [--against OTHER.jsonl] [--native]: the miniature's 200 held-out prompts.
 
 One line a prompt: its number, its answer's tokens, and whether it is the expected one.  With
 --against, how many of OTHER's answers are other ones: a CPU's beside a GPU's, or one batch size's
-beside another's.  A request's noise is its seed's, so equal arithmetic gives equal answers.
+beside another's.  A request's noise is its seed's, so equal arithmetic gives equal answers; vLLM's
+own implementation (--native) takes no seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -24,8 +26,11 @@ def main() -> None:
     parser.add_argument("--against", type=Path)
     parser.add_argument("--batch", type=int, default=16, help="requests at once")
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--native", action="store_true", help="vLLM's own implementation")
     parser.add_argument("--kw", default="{}", help="further arguments of vllm.LLM, as JSON")
     args = parser.parse_args()
+    if args.native:
+        os.environ["VLLM_PLUGINS"] = ""
     settings = dict(max_model_len=2048, max_num_seqs=args.batch, enable_prefix_caching=False)
     llm = start(**settings | json.loads(args.kw))
     tokenizer = llm.get_tokenizer()
@@ -42,7 +47,8 @@ def main() -> None:
     params = []
     for number in range(len(prompts)):
         own = llm.get_default_sampling_params()
-        own.seed, own.max_tokens, own.skip_special_tokens = number, 1024, False
+        own.max_tokens, own.skip_special_tokens = 1024, False
+        own.seed = None if args.native else number
         params.append(own)
     replies = llm.generate(prompts, params)
     right = 0
