@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffusiongemma_vllm.compat import ours, patch
+from diffusiongemma_vllm.runner import spans
 
 # What vLLM takes for the rows that every request of a graph has: a number no batch has by itself.
 ANY_SPLIT = 2**30
@@ -26,7 +27,7 @@ def install() -> None:
         def gather_batch_req_state(self: Any, scheduler_output: Any, dummy_run: bool) -> Any:
             state, uniform = original(self, scheduler_output, dummy_run)
             if state is not None and ours(self.model_config):
-                uniform = ANY_SPLIT if self.model_state.replays(state) else None
+                uniform = ANY_SPLIT if replays(self.model_state, state) else None
             return state, uniform
 
         return gather_batch_req_state
@@ -57,6 +58,16 @@ def install() -> None:
 
     patch(GPUModelRunner, "gather_batch_req_state", make_gather)
     patch(CudaGraphManager, "_init_candidates", make_candidates)
+
+
+def replays(state: Any, batch: Any) -> bool:
+    """Whether a graph may serve a step.  state: our model state.  batch: a ``BatchReqState``"""
+    if not batch.has_prefill:
+        return True
+    if state.expert_load.prepare(batch.num_tokens):
+        return False
+    pictures = state.encoder_cache.mm_features if state.supports_mm_inputs else {}
+    return not spans.pictured(batch, pictures)
 
 
 def _largest(vllm_config: Any, requests: int, canvas: int) -> int:

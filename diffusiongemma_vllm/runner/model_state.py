@@ -79,15 +79,6 @@ class DiffusionGemmaModelState(ModelState):
         )
         return ours, None
 
-    def replays(self, batch: Any) -> bool:
-        """Whether a CUDA graph may serve a step.  batch: vLLM's ``BatchReqState``"""
-        if not batch.has_prefill:
-            return True
-        if self.expert_load.prepare(batch.num_tokens):
-            return False
-        pictures = self.encoder_cache.mm_features if self.supports_mm_inputs else {}
-        return not spans.pictured(batch, pictures)
-
     def prepare_inputs_embeds(
         self, scheduled_encoder_inputs: dict[str, list[int]], input_batch: InputBatch,
         req_states: RequestState,

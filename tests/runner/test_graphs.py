@@ -15,7 +15,6 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 from diffusiongemma_vllm.runner import graphs
 from diffusiongemma_vllm.runner.engine_config import graph_sizes
-from diffusiongemma_vllm.runner.model_state import DiffusionGemmaModelState
 
 CANVAS, REQUESTS, BUDGET = 32, 4, 8 * 32 + 7
 
@@ -60,9 +59,7 @@ def dispatched(config, monkeypatch, rows, canvases, prompts=(), pictures=(), cou
     runner = SimpleNamespace(
         model_config=config.model_config, decode_query_len=CANVAS, use_pp=False,
         adaptive_verification=None, pcp_manager=None,
-        model_state=SimpleNamespace(
-            replays=lambda batch: DiffusionGemmaModelState.replays(state, batch)
-        ),
+        model_state=state,
         req_states=SimpleNamespace(
             req_id_to_index={name: i for i, name in enumerate(names)},
             prefill_len=SimpleNamespace(np=np.full(len(rows), 20)),
