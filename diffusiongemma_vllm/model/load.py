@@ -1,6 +1,7 @@
 """How evenly the experts are used: counted in a few forwards, for the metrics.
 
-A replayed CUDA graph runs no Python, so a forward that is counted runs outside of graphs.
+A replayed CUDA graph runs no Python, so only forwards outside of graphs can be looked at: now and
+then a prompt is read outside for that.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from diffusiongemma_vllm.model.moe import Router
 
-EVERY = 32  # forwards that could be counted, to one that is
+EVERY = 8  # forwards outside of graphs, to one that is counted
+PROMPTS = 32  # forwards with a prompt that a graph could replay, to one that runs outside
 
 
 class ExpertLoad:
@@ -18,22 +20,31 @@ class ExpertLoad:
 
     def __init__(self, model: nn.Module) -> None:
         self.routers = [one for one in model.modules() if isinstance(one, Router)]
-        self.turn = 0
+        self.turn = self.prompt = 0
 
-    def prepare(self, tokens: int) -> bool:
-        """Before a forward of so many tokens: whether it is its turn to be counted.
-
-        Fewer tokens than experts say nothing about how even the experts are used.
-        """
-        self.take()
-        if not self.routers or tokens < self.routers[0].per_expert_scale.numel():
+    def due(self, tokens: int) -> bool:
+        """Whether a forward of so many tokens that a graph could replay should be counted."""
+        if not self.says(tokens):
             return False
-        counted = self.turn == 0
-        self.turn = (self.turn + 1) % EVERY
-        if counted:
+        due = self.prompt == 0
+        self.prompt = (self.prompt + 1) % PROMPTS
+        if due:
+            self.turn = 0
+        return due
+
+    def prepare(self, tokens: int) -> None:
+        """Before a forward of so many tokens outside of graphs: count it, if it is its turn."""
+        self.take()
+        if not self.says(tokens):
+            return
+        if self.turn == 0:
             for router in self.routers:
                 router.load = torch.zeros_like(router.per_expert_scale, dtype=torch.int64)
-        return counted
+        self.turn = (self.turn + 1) % EVERY
+
+    def says(self, tokens: int) -> bool:
+        """Fewer tokens than experts say nothing about how even the experts are used."""
+        return bool(self.routers) and tokens >= self.routers[0].per_expert_scale.numel()
 
     def take(self) -> Tensor | None:
         """The counts [L, E] i64 of the forward before; None where it was not counted."""

@@ -64,7 +64,7 @@ def replays(state: Any, batch: Any) -> bool:
     """Whether a graph may serve a step.  state: our model state.  batch: a ``BatchReqState``"""
     if not batch.has_prefill:
         return True
-    if state.expert_load.prepare(batch.num_tokens):
+    if state.expert_load.due(batch.num_tokens):
         return False
     pictures = state.encoder_cache.mm_features if state.supports_mm_inputs else {}
     return not spans.pictured(batch, pictures)

@@ -120,6 +120,8 @@ class DiffusionGemmaModelState(ModelState):
         count = input_batch.num_reqs
         padded = input_batch.num_reqs_after_padding if full else count
         tokens = input_batch.num_tokens_after_padding if full else input_batch.num_tokens
+        if not full and not for_capture:
+            self.expert_load.prepare(tokens)
         rows = _rows(input_batch)
         if self.gpu is not None:
             parts = self.gpu.set_parts(rows, padded)

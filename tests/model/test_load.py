@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("vllm")
 
 from diffusiongemma_kernels.route.op import route
-from diffusiongemma_vllm.model.load import EVERY, ExpertLoad
+from diffusiongemma_vllm.model.load import EVERY, PROMPTS, ExpertLoad
 
 
 @pytest.fixture
@@ -38,16 +38,28 @@ def test_rows_of_every_expert_in_every_layer(ours, load, rows):
 def test_one_forward_in_so_many(ours, load):
     counted = []
     for _ in range(2 * EVERY):
-        counted.append(load.prepare(100))
-        assert (load.take() is not None) == counted[-1]
+        load.prepare(100)
+        counted.append(load.take() is not None)
     assert counted == ([True] + [False] * (EVERY - 1)) * 2
 
 
 def test_few_rows_say_nothing(load):
-    assert not load.prepare(7)  # fewer than the experts
+    load.prepare(7)  # fewer than the experts
     assert load.take() is None
-    assert load.prepare(8)
+    load.prepare(8)
     assert load.take() is not None
+
+
+def test_one_prompt_in_so_many_leaves_its_graph(ours, load):
+    load.prepare(100)  # the turn of a forward outside of graphs has just been
+    left = []
+    for _ in range(2 * PROMPTS):
+        assert not load.due(7)
+        left.append(load.due(100))
+        if left[-1]:
+            load.prepare(100)
+            assert load.take() is not None
+    assert left == ([True] + [False] * (PROMPTS - 1)) * 2
 
 
 def test_a_forward_that_was_not_asked_of_is_forgotten(ours, load, rows):

@@ -52,7 +52,7 @@ def dispatched(config, monkeypatch, rows, canvases, prompts=(), pictures=(), cou
     features = {names[i]: ["a picture"] for i in pictures}
     state = SimpleNamespace(
         supports_mm_inputs=True, encoder_cache=SimpleNamespace(mm_features=features),
-        expert_load=SimpleNamespace(prepare=lambda tokens: counted),
+        expert_load=SimpleNamespace(due=lambda tokens: counted),
     )
     computed = np.full(len(rows), 20)
     computed[list(prompts)] = 0

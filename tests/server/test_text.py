@@ -2,6 +2,7 @@
 
 import json
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -24,6 +25,14 @@ def post(server, path, **body):
         return json.load(reply)
 
 
+def both(ask, *args, **options):
+    """What is answered whole, and the chunks of the same as a stream, one beside the other."""
+    with ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(ask, *args, **options)
+        streamed = list(ask(*args, stream=True, **options))
+        return whole.result(), streamed
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_prompt_comes_back(client, model, server, text):
@@ -33,10 +42,9 @@ def test_a_prompt_comes_back(client, model, server, text):
     assert len(ids) > CANVAS
     assert post(server, "/detokenize", model=model, tokens=ids)["prompt"] == text
     options = dict(model=model, prompt=text, echo=True, max_tokens=20, temperature=0)
-    whole = client.completions.create(**options).choices[0].text
-    assert whole.startswith(text)
-    chunks = client.completions.create(stream=True, **options)
-    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole
+    whole, streamed = both(client.completions.create, **options)
+    assert whole.choices[0].text.startswith(text)
+    assert "".join(c.choices[0].text for c in streamed if c.choices) == whole.choices[0].text
 
 
 @pytest.mark.engine
@@ -48,19 +56,17 @@ def test_a_stream_of_any_bytes_is_the_whole(client, model, text, temperature):
         model=model, prompt=text, temperature=temperature, seed=3, max_tokens=600,
         extra_body={"ignore_eos": True, "skip_special_tokens": False},
     )
-    whole = client.completions.create(**options).choices[0].text
-    chunks = client.completions.create(stream=True, **options)
-    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole
+    whole, streamed = both(client.completions.create, **options)
+    assert "".join(c.choices[0].text for c in streamed if c.choices) == whole.choices[0].text
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_a_chat_about_it(chat, text):
     prompt = f"Reverse these words: {text}"
-    whole = chat(prompt, max_tokens=300).choices[0].message.content or ""
-    chunks = chat(prompt, max_tokens=300, stream=True)
-    parts = [c.choices[0].delta.content or "" for c in chunks if c.choices]
-    assert "".join(parts) == whole
+    whole, streamed = both(chat, prompt, max_tokens=300)
+    parts = [c.choices[0].delta.content or "" for c in streamed if c.choices]
+    assert "".join(parts) == (whole.choices[0].message.content or "")
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
