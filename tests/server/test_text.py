@@ -51,10 +51,11 @@ def test_a_prompt_comes_back(client, model, server, text):
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize("temperature", [0, 2.0])
 def test_a_stream_of_any_bytes_is_the_whole(client, model, text, temperature):
-    """Noise for a prompt and no end: the answer is three canvases of whatever bytes come."""
+    """Noise for a prompt, few steps and no end: three canvases of whatever bytes come."""
+    xargs = {"diffusion_max_denoising_steps": 8}
     options = dict(
         model=model, prompt=text, temperature=temperature, seed=3, max_tokens=600,
-        extra_body={"ignore_eos": True, "skip_special_tokens": False},
+        extra_body={"ignore_eos": True, "skip_special_tokens": False, "vllm_xargs": xargs},
     )
     whole, streamed = both(client.completions.create, **options)
     assert "".join(c.choices[0].text for c in streamed if c.choices) == whole.choices[0].text
