@@ -14,9 +14,8 @@ from triton.runtime.jit import JITFunction
 def compiled_ahead() -> Iterator[None]:
     """A launch inside, by this thread, compiles its kernel in another one and runs nothing.
 
-    So an op's output is memory as it was.  Leaving waits for all that is compiled.  Compilers of
-    Python's kernels take the interpreter for a tenth of their time, so as many run as there are
-    processors.
+    So an op's output is memory as it was.  Leaving waits for all that is compiled.  Threads do: a
+    compilation holds Python's lock for a tenth of its time.
     """
     launch, caller = JITFunction.run, threading.get_ident()
 
