@@ -4,18 +4,21 @@ VENV := .venv
 STAMP := $(VENV)/.ready-$(shell cat cpu.lock pyproject.toml | cksum | cut -d' ' -f1)
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick long lint setup
+.PHONY: demo test quick unit long lint setup
 
 demo: setup
 	$(BIN)/diffusiongemma-vllm demo
 
-test: setup lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
+test: quick
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" tests/engine
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 	  -m "engine and not long" --ignore=tests/engine
 
-quick: setup lint
+# Types take one processor a minute and a half.
+quick: setup
+	$(MAKE) --jobs 2 lint unit
+
+unit: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not engine"
 
 # What would not fit into CI's 25 minutes.
