@@ -246,7 +246,7 @@ def test_graphs_are_captured_in_canvases(graphs):
     assert graphs() == ("FULL_DECODE_ONLY", [CANVAS * n for n in counts])
 
 
-@pytest.mark.parametrize(("requests", "most"), [(1, 16), (3, 16), (17, 17), (24, 24)])
+@pytest.mark.parametrize(("requests", "most"), [(1, 16), (3, 16), (10, 16), (17, 17), (24, 24)])
 def test_graphs_hold_prompts_beside_canvases_up_to_16(graphs, requests, most):
     """A step of more hides its launches."""
     sizes = graphs(max_num_seqs=requests)[1]
