@@ -360,3 +360,21 @@ def override_config_hook() -> None:
 
     MODELS_CONFIG_MAP[ARCHITECTURE] = Hook  # type: ignore[assignment]
 
+
+def inspect_in_this_process(model: str) -> None:
+    """Look at our model's class where it is asked for.  model: as it is registered.
+
+    vLLM does so in a process of its own, which imports all of vLLM once more, wherever it has not
+    seen the model yet.  Importing ours starts nothing on a GPU.  Removal: when vLLM does likewise.
+    """
+    from vllm.model_executor.models import registry
+
+    def make(original: Any) -> Any:
+        def inspect_model_cls(self: Any) -> Any:
+            if f"{self.module_name}:{self.class_name}" != model:
+                return original(self)
+            return registry._ModelInfo.from_model_cls(self.load_model_cls())
+
+        return inspect_model_cls
+
+    patch(registry._LazyRegisteredModel, "inspect_model_cls", make)

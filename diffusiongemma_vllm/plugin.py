@@ -20,6 +20,7 @@ def register() -> None:
     from diffusiongemma_vllm.parsers import registration
 
     ModelRegistry.register_model(compat.ARCHITECTURE, MODEL)
+    compat.inspect_in_this_process(MODEL)
     nvfp4.register()
     compat.override_config_hook()
     compat.record_engine_args()

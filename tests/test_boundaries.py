@@ -70,13 +70,21 @@ def test_tests_are_not_a_package():
 
 
 def test_registration_loads_no_model_code():
-    """The architecture is a lazy string until an engine is made; registering twice is once."""
+    """The architecture is a lazy string until an engine is made; registering twice is once.
+
+    Without the plugin nothing is patched, and only our model is looked at in this process.
+    """
     code = """
+import os
 import sys
-import sysconfig
-from vllm.plugins import load_general_plugins
-load_general_plugins()
+from vllm import plugins
 from vllm.engine.arg_utils import EngineArgs
+os.environ["VLLM_PLUGINS"] = ""
+plugins.load_general_plugins()
+print(hasattr(EngineArgs.create_engine_config, "_diffusiongemma_patch"))
+del os.environ["VLLM_PLUGINS"]
+plugins.plugins_loaded = False
+plugins.load_general_plugins()
 from vllm.model_executor.models import ModelRegistry
 from vllm.sampling_params import SamplingParams
 lazy = ModelRegistry.models["DiffusionGemmaForBlockDiffusion"]
@@ -87,23 +95,18 @@ patched = EngineArgs.create_engine_config, SamplingParams._validate_diffusion
 import diffusiongemma_vllm
 diffusiongemma_vllm.register()
 print(patched == (EngineArgs.create_engine_config, SamplingParams._validate_diffusion))
+from vllm.model_executor.models import registry
+registry._run_in_subprocess = lambda function: "in another process"
+os.environ["VLLM_CACHE_ROOT"] = "/nowhere"
+print(registry.ModelRegistry.models["LlamaForCausalLM"].inspect_model_cls())
+diffusiongemma_vllm.cpu.enable()
+print(lazy.inspect_model_cls().supports_multimodal)
 """
-    name, loaded, same = python(code).splitlines()[-3:]
+    bare, name, loaded, same, other, shows = python(code).splitlines()[-6:]
+    assert (bare, other, shows) == ("False", "in another process", "True")
     assert name == "diffusiongemma_vllm.runner.entry DiffusionGemmaForBlockDiffusion"
     assert loaded == "[]"
     assert same == "True"
-
-
-def test_without_the_plugin_nothing_is_patched():
-    code = """
-import os
-os.environ["VLLM_PLUGINS"] = ""
-from vllm.plugins import load_general_plugins
-load_general_plugins()
-from vllm.engine.arg_utils import EngineArgs
-print(hasattr(EngineArgs.create_engine_config, "_diffusiongemma_patch"))
-"""
-    assert python(code).splitlines()[-1] == "False"
 
 
 def sources():

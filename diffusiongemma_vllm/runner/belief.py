@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from vllm.logger import init_logger
 
-from diffusiongemma_kernels.ahead import compiled_ahead
+from diffusiongemma_kernels.ahead import Ahead
 from diffusiongemma_kernels.lm_head.op import lm_head
 from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_probs.op import row_probs
@@ -18,6 +18,7 @@ from diffusiongemma_kernels.row_stats.types import RowStats
 from diffusiongemma_kernels.soft_mix.op import soft_mix
 from diffusiongemma_kernels.soft_mix.types import Part
 from diffusiongemma_vllm.denoise.soft_embed import soft_embed
+from diffusiongemma_vllm.model import selfcheck
 from diffusiongemma_vllm.model.ranks import Ranks
 from diffusiongemma_vllm.model.rowwise import rowwise
 
@@ -71,9 +72,9 @@ def combined(stats: RowStats, ranks: Ranks) -> RowStats:
 
 
 def prove(model: Any) -> None:
-    """Compare the fused kernels with plain products, once at start-up, on the GPU that runs them.
+    """Compare our kernels with plain products, once at start-up, on the GPU that runs them.
 
-    Each rank with its own part of the vocabulary.
+    The experts', whose compilation has begun, and each rank's of its part of the vocabulary.
 
     Raises:
         RuntimeError: where one is farther off than rounding, naming it and the GPU.
@@ -81,6 +82,7 @@ def prove(model: Any) -> None:
     weight, scale = model.vocabulary.part, model.model.embed_scale
     first = model.vocabulary.first
     if not fuses(weight):
+        selfcheck.finish()
         return
     softcap = float(model.text_config.final_logit_softcapping)
     make = torch.Generator(weight.device).manual_seed(0)
@@ -102,8 +104,11 @@ def prove(model: Any) -> None:
     def mix(reading: Reading) -> Tensor:  # writes over some of its logits
         return soft_mix(reading, heat, weight, softcap=softcap, scale=scale)
 
-    with compiled_ahead():
+    ahead = Ahead()
+    with ahead.launched():
         mix(read()[0])
+    selfcheck.finish()
+    ahead.wait()
     reading, stats, probs = read()
     exact = torch.cat([hidden.float() @ part.float().T for part in weight.split(COLUMNS)], 1)
     mean = torch.zeros(hidden.shape, device=hidden.device)

@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.states import RequestState
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.inputs import PARTS, StepInputs
 from diffusiongemma_vllm.model.lora import use_tiles
-from diffusiongemma_vllm.runner import cpu_batch, cpu_wait, graphs, spans
+from diffusiongemma_vllm.runner import ahead, cpu_batch, cpu_wait, graphs, spans
 from diffusiongemma_vllm.runner.belief import prove
 from diffusiongemma_vllm.runner.constraint import Constraints
 from diffusiongemma_vllm.runner.edits import ThoughtMarks
@@ -47,6 +47,8 @@ class DiffusionGemmaModelState(ModelState):
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
         graphs.install()
+        if device.type == "cuda":
+            ahead.install()
         if device.type == "cpu":
             cpu_batch.install()
             cpu_wait.install()
