@@ -1,5 +1,6 @@
 """What every test may count on.  The variables have to be set before vLLM is imported."""
 
+import gc
 import os
 
 import pytest
@@ -12,6 +13,11 @@ if torch.cuda.is_available():
 else:
     # Read whenever a kernel is decorated, whichever test imports it first.
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_finish():
+    """What has been imported is not looked at for garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

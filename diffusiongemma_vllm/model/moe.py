@@ -101,19 +101,36 @@ class TorchExperts(nn.Module):
         }
 
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
-        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+        """x: [T, H]  scores: [T, E]  ->  [T, H]
+
+        Each expert's rows in tiles of one size, which a product's rounding depends on; a row's sum
+        is in the order of its experts.
+        """
         weights, ids = self.routing(scores)
-        out = torch.zeros_like(x)
-        for expert in ids.unique().tolist():
-            if not 0 <= expert < self.routing.share.count:
-                continue
-            rows, place = torch.where(ids == expert)
-            for part, slot in zip(
-                rows.split(EXPERT_TILE), place.split(EXPERT_TILE), strict=True
-            ):
-                tile = F.pad(x[part], (0, 0, 0, EXPERT_TILE - part.numel()))
-                gate, up = F.linear(tile, self.gate_up_proj[expert]).chunk(2, dim=-1)
-                y = F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[expert])
-                weighted = y[: part.numel()] * weights[part, slot, None]
-                out.index_add_(0, part, weighted.to(out.dtype))
-        return out
+        here = (ids >= 0) & (ids < self.routing.share.count)
+        ids, order = torch.where(here, ids, self.routing.share.count).sort(dim=1)
+        weights = weights.gather(1, order)
+        counts = ids.flatten().bincount(minlength=self.routing.share.count + 1)[:-1]
+        tiles = -(-counts // EXPERT_TILE)
+        experts = torch.arange(len(tiles), device=x.device).repeat_interleave(tiles).tolist()
+
+        # Place p of the tiles holds row source[p]; entry [t, k] is at place[t, k].  No row's is last.
+        source = x.new_full((len(experts) * EXPERT_TILE + 1,), len(x), dtype=torch.int64)
+        by_expert = ids.flatten().argsort(stable=True)[: int(counts.sum())]
+        starts = (tiles.cumsum(0) - tiles) * EXPERT_TILE - (counts.cumsum(0) - counts)
+        places = starts.repeat_interleave(counts) + torch.arange(len(by_expert), device=x.device)
+        source[places] = by_expert // ids.shape[1]
+        place = torch.full_like(ids.flatten(), len(source) - 1, dtype=torch.int64)
+        place[by_expert] = places
+
+        rows = torch.cat([x, x.new_zeros(1, x.shape[1])])[source]
+        y = torch.empty_like(rows)
+        y[-1] = 0
+        for i, expert in enumerate(experts):
+            tile = slice(i * EXPERT_TILE, (i + 1) * EXPERT_TILE)
+            gate, up = F.linear(rows[tile], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            y[tile] = F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[expert])
+        total = torch.zeros_like(x)
+        for at, weight in zip(place.view_as(ids).unbind(1), weights.unbind(1), strict=True):
+            total += (y[at] * weight[:, None]).to(x.dtype)
+        return total

@@ -22,16 +22,17 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 def philox(seed: Tensor, counter: Tensor, index: Tensor, domain: int) -> list[Tensor]:
     """Four 32-bit words, as i64, of the broadcast shape of the i64 arguments."""
-    seed, counter, index = torch.broadcast_tensors(seed, counter, index)
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    _, counter, index = torch.broadcast_tensors(seed, counter, index)
     c0, c1, c2 = counter & _MASK, (counter >> 32) & _MASK, index & _MASK
     c3 = torch.full_like(c2, domain)
     for i in range(ROUNDS):
         # i64 products wrap modulo 2^64, which leaves both halves right.
         first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = ((second >> 32) & _MASK) ^ c1 ^ ((k0 + i * _WEYL[0]) & _MASK)
-        c2 = ((first >> 32) & _MASK) ^ c3 ^ ((k1 + i * _WEYL[1]) & _MASK)
-        c1, c3 = second & _MASK, first & _MASK
+        keys = ((k0 + i * _WEYL[0]) & _MASK, (k1 + i * _WEYL[1]) & _MASK)
+        c0 = (second >> 32).bitwise_and_(_MASK).bitwise_xor_(c1).bitwise_xor_(keys[0])
+        c2 = (first >> 32).bitwise_and_(_MASK).bitwise_xor_(c3).bitwise_xor_(keys[1])
+        c1, c3 = second.bitwise_and_(_MASK), first.bitwise_and_(_MASK)
     return [c0, c1, c2, c3]
 
 

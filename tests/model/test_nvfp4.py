@@ -1,5 +1,7 @@
 """NVIDIA's NVFP4 layout: every tensor has its place, and what cannot be is named."""
 
+import re
+
 import header
 import pytest
 import torch
@@ -17,16 +19,29 @@ DTYPES = {
 EXPERT = "model.decoder.layers.7.experts.5"
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory):
+LAYERS = 12  # of a shorter one, in which something is wrong; the last is a full one
+
+
+def build(folder, **changes):
     """The model of NVIDIA's checkpoint in the real shape, on the meta device."""
-    folder = header.write(
-        tmp_path_factory.mktemp("nvfp4"), quantization_config=header.QUANTIZATION
-    )
+    header.write(folder, quantization_config=header.QUANTIZATION, **changes)
     config = engine_config(folder, load_format="dummy", dtype="bfloat16")
     assert config.model_config.quantization == NAME
     with building(config, "meta"):
         return empty(config)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A model of the first layers, and the checkpoint's tensors for it."""
+    kinds = header.TEXT["layer_types"][:LAYERS]
+    text = header.TEXT | {"num_hidden_layers": LAYERS, "layer_types": kinds}
+    layer = re.compile(r"model\.(?:decoder|encoder\.language_model)\.layers\.(\d+)\.")
+    tensors = {
+        name: tensor for name, tensor in header.nvfp4_tensors().items()
+        if not (found := layer.match(name)) or int(found[1]) < LAYERS
+    }
+    return build(tmp_path_factory.mktemp("short"), text_config=text), tensors
 
 
 def meta(tensors):
@@ -34,32 +49,32 @@ def meta(tensors):
         yield name, torch.empty(shape, dtype=DTYPES[kind], device="meta")
 
 
-def test_the_real_checkpoint_loads(real):
+def test_the_real_checkpoint_loads(tmp_path):
     """Nothing missing, nothing left: 47,067 names, shapes and dtypes on the meta device."""
+    real = build(tmp_path)
     loaded = real.load_weights(meta(header.nvfp4_tensors()))
     assert loaded == {name for name in real.state_dict() if ".attn." not in name}
 
 
-def refused(real, changes, drop=()):
-    tensors = header.nvfp4_tensors() | changes
-    for name in drop:
-        del tensors[name]
+def refused(short, changes, drop=()):
+    model, tensors = short
+    tensors = {name: tensors[name] for name in tensors if name not in drop} | changes
     with pytest.raises(ValueError) as error:
-        real.load_weights(meta(tensors))
+        model.load_weights(meta(tensors))
     return str(error.value)
 
 
 @pytest.mark.parametrize("leaf", ["weight", "weight_scale", "weight_scale_2", "input_scale"])
-def test_a_missing_tensor_is_named(real, leaf):
+def test_a_missing_tensor_is_named(short, leaf):
     name = f"{EXPERT}.up_proj.{leaf}"
     assert f"1 tensor(s) of which each is missing from the checkpoint: {name} " in refused(
-        real, {}, [name]
+        short, {}, [name]
     )
 
 
-def test_a_missing_expert_is_named(real):
-    gone = [name for name in header.nvfp4_tensors() if name.startswith(f"{EXPERT}.")]
-    message = refused(real, {}, gone)
+def test_a_missing_expert_is_named(short):
+    gone = [name for name in short[1] if name.startswith(f"{EXPERT}.")]
+    message = refused(short, {}, gone)
     assert f"12 tensor(s) of which each is missing from the checkpoint: {EXPERT}.down" in message
 
 
@@ -74,8 +89,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("leaf", "shape", "kind", "says"), WRONG)
-def test_a_wrong_tensor_is_named(real, leaf, shape, kind, says):
-    message = refused(real, {f"{EXPERT}.{leaf}": (shape, kind)})
+def test_a_wrong_tensor_is_named(short, leaf, shape, kind, says):
+    message = refused(short, {f"{EXPERT}.{leaf}": (shape, kind)})
     assert f"{EXPERT}.{leaf}" in message and says in message
 
 
@@ -88,8 +103,8 @@ STRAY = [
 
 
 @pytest.mark.parametrize("name", STRAY)
-def test_a_stray_tensor_is_named(real, name):
-    message = refused(real, {name: ([4], "BF16")})
+def test_a_stray_tensor_is_named(short, name):
+    message = refused(short, {name: ([4], "BF16")})
     assert f"1 tensor(s) of which each has no place in this architecture: {name} (4,)." in message
 
 

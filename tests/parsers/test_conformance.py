@@ -1,9 +1,8 @@
 """The shared conformance suite, where it is checked out next to this repository."""
 
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -24,29 +23,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(arguments: list[str], out: Path) -> tuple[dict, str]:
-    command = [
-        sys.executable,
-        SUITE / "run_cases.py",
-        f"--cases={SUITE / 'cases.json'}",
-        "--jobs=2",
-    ]
-    done = subprocess.run(
-        [*command, f"--out={out}", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text()), done.stdout
+def run(arguments: list[str], out: Path, monkeypatch, capsys) -> tuple[dict, str]:
+    """The suite as a command, in this process: it has imported vLLM already."""
+    monkeypatch.setattr(sys, "argv", [
+        "run_cases.py", f"--cases={SUITE / 'cases.json'}", "--jobs=1", f"--out={out}", *arguments
+    ])
+    try:
+        runpy.run_path(str(SUITE / "run_cases.py"), run_name="__main__")
+    except SystemExit as done:
+        assert not done.code, capsys.readouterr().err[-3000:]
+    return json.loads(out.read_text()), capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("parsers", "core_only"), [(PAIR, True), (SERVER, False)], ids=str)
-def test_every_case_passes_in_every_chunking(parsers, core_only, tmp_path):
+def test_every_case_passes_in_every_chunking(parsers, core_only, tmp_path, monkeypatch, capsys):
     """vLLM's own composition of the pair sees no token ids in whole outputs: core cases only."""
-    result, printed = run(parsers, tmp_path / "out.json")
+    result, printed = run(parsers, tmp_path / "out.json", monkeypatch, capsys)
     wanted = "core" if core_only else "all"
     assert result["n_all"] > 200
     assert result[f"pass_{wanted}"] == result["n_core" if core_only else "n_all"], printed[-4000:]

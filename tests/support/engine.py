@@ -47,6 +47,7 @@ def engine(model, *, async_scheduling: bool = False, **options):
             vllm_config.scheduler_config.async_scheduling = True
 
         CpuPlatform.check_and_update_config = keep_async
+    gc.freeze()  # vLLM collects garbage seven times as it starts, and thaws all as it ends
     try:
         llm = LLM(**settings | options)
     finally:
