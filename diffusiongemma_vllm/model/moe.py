@@ -103,26 +103,14 @@ class TorchExperts(nn.Module):
     def forward(self, x: Tensor, scores: Tensor) -> Tensor:
         """x: [T, H]  scores: [T, E]  ->  [T, H]
 
-        Each expert's rows in tiles of one size, which a product's rounding depends on; a row's sum
-        is in the order of its experts.
+        A product's rounding depends on its number of rows, so it is always EXPERT_TILE; a row's
+        sum is in the order of its experts.
         """
         weights, ids = self.routing(scores)
-        here = (ids >= 0) & (ids < self.routing.share.count)
-        ids, order = torch.where(here, ids, self.routing.share.count).sort(dim=1)
-        weights = weights.gather(1, order)
-        counts = ids.flatten().bincount(minlength=self.routing.share.count + 1)[:-1]
-        tiles = -(-counts // EXPERT_TILE)
-        experts = torch.arange(len(tiles), device=x.device).repeat_interleave(tiles).tolist()
-
-        # Place p of the tiles holds row source[p]; entry [t, k] is at place[t, k].  No row's is last.
-        source = x.new_full((len(experts) * EXPERT_TILE + 1,), len(x), dtype=torch.int64)
-        by_expert = ids.flatten().argsort(stable=True)[: int(counts.sum())]
-        starts = (tiles.cumsum(0) - tiles) * EXPERT_TILE - (counts.cumsum(0) - counts)
-        places = starts.repeat_interleave(counts) + torch.arange(len(by_expert), device=x.device)
-        source[places] = by_expert // ids.shape[1]
-        place = torch.full_like(ids.flatten(), len(source) - 1, dtype=torch.int64)
-        place[by_expert] = places
-
+        absent = self.routing.share.count
+        here = (ids >= 0) & (ids < absent)
+        ids, order = torch.where(here, ids, absent).sort(dim=1)
+        experts, source, place = tiled(ids, absent)
         rows = torch.cat([x, x.new_zeros(1, x.shape[1])])[source]
         y = torch.empty_like(rows)
         y[-1] = 0
@@ -131,6 +119,26 @@ class TorchExperts(nn.Module):
             gate, up = F.linear(rows[tile], self.gate_up_proj[expert]).chunk(2, dim=-1)
             y[tile] = F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[expert])
         total = torch.zeros_like(x)
-        for at, weight in zip(place.view_as(ids).unbind(1), weights.unbind(1), strict=True):
+        for at, weight in zip(place.unbind(1), weights.gather(1, order).unbind(1), strict=True):
             total += (y[at] * weight[:, None]).to(x.dtype)
         return total
+
+
+def tiled(ids: Tensor, absent: int) -> tuple[list[int], Tensor, Tensor]:
+    """Each expert's rows in tiles of their own.  ids: [T, K] below ``absent``, or that
+
+    ->  the experts of the tiles; which row is at each place of the tiles, T for none, and none at
+    one place more; the place of each entry [T, K], the last where it is absent.
+    """
+    (rows, top_k), flat = ids.shape, ids.flatten()
+    counts = flat.bincount(minlength=absent + 1)[:absent]
+    tiles = -(-counts // EXPERT_TILE)
+    experts = torch.arange(absent, device=ids.device).repeat_interleave(tiles).tolist()
+    by_expert = flat.argsort(stable=True)[: int(counts.sum())]
+    shifts = (tiles.cumsum(0) - tiles) * EXPERT_TILE - (counts.cumsum(0) - counts)
+    places = torch.arange(len(by_expert), device=ids.device) + shifts.repeat_interleave(counts)
+    source = by_expert.new_full((len(experts) * EXPERT_TILE + 1,), rows)
+    source[places] = by_expert // top_k
+    place = torch.full_like(flat, len(source) - 1, dtype=torch.int64)
+    place[by_expert] = places
+    return experts, source, place.view_as(ids)
