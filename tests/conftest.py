@@ -15,6 +15,13 @@ else:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_collection_modifyitems(items):
+    """With ``--dist loadgroup`` one worker runs all that asks the one server, others file by file."""
+    for item in items:
+        group = "server" if "server" in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_finish():
     """What has been imported is not looked at for garbage."""
     gc.freeze()
