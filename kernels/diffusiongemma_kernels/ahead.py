@@ -39,7 +39,7 @@ class Ahead:
         def run(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
             only = warmup or threading.get_ident() == caller
             kernel = launch(self, *args, grid=grid, warmup=only, **options)
-            if isinstance(kernel, FutureKernel) and kernel.future.done():
+            if isinstance(kernel, FutureKernel) and kernel.future and kernel.future.done():
                 kernel.result()  # the next launch finds it in the kernel's own cache
             return kernel
 
