@@ -15,6 +15,7 @@ else:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """With ``--dist loadgroup`` one worker runs all that asks the one server, others file by file."""
     for item in items:
