@@ -13,7 +13,7 @@ demo: setup
 
 test: quick
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" tests/engine
-	$(BIN)/python -m pytest -q -n 3 --dist loadgroup --no-loadscope-reorder \
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 	  -m "engine and not long" $(filter tests/server/%,$(SERVED)) $(filter-out tests/server/%,$(SERVED))
 
 # Types take one processor a minute and a half.

@@ -15,12 +15,16 @@ else:
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With ``--dist loadgroup`` one worker runs all that asks the one server, others file by file."""
-    for item in items:
-        group = "server" if "server" in item.fixturenames else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config, log):
+    """Files stay together, and all files that ask the one server."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            served = nodeid.startswith("tests/server/") and "offline" not in nodeid
+            return "tests/server" if served else super()._split_scope(nodeid)
+
+    return ByServer(config, log)
 
 
 def pytest_collection_finish():
