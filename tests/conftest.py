@@ -16,13 +16,15 @@ else:
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Files stay together, and all files that ask the one server."""
+    """Files stay together; those of tests/server in two halves, each of which starts one server."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            served = nodeid.startswith("tests/server/") and "offline" not in nodeid
-            return "tests/server" if served else super()._split_scope(nodeid)
+            path = super()._split_scope(nodeid)
+            if not path.startswith("tests/server/") or "offline" in nodeid:
+                return path
+            return "tests/server, " + ("first" if path < "tests/server/test_l" else "second")
 
     return ByServer(config, log)
 
