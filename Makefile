@@ -16,7 +16,7 @@ test: quick
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 	  -m "engine and not long" $(filter tests/server/%,$(SERVED)) $(filter-out tests/server/%,$(SERVED))
 
-# Types take one processor a minute and a half.
+# Types take one processor a minute.
 quick: setup
 	$(MAKE) --jobs 2 lint unit
 

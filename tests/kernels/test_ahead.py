@@ -1,6 +1,7 @@
 """Kernels compiled side by side: what is launched meanwhile, and by whom."""
 
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ import torch
 import triton
 import triton.language as tl
 from triton.runtime import _async_compile
+from triton.runtime._async_compile import FutureKernel
 from triton.runtime.jit import JITFunction
 
-from diffusiongemma_kernels.ahead import compiled_ahead
+from diffusiongemma_kernels.ahead import Ahead, compiled_ahead
 
 
 @pytest.fixture
@@ -48,6 +50,54 @@ def test_an_error_ends_it(launches) -> None:
         raise ZeroDivisionError
     launch("after")
     assert launches == [("after", False, False)]
+
+
+def test_new_memory_is_zeros_inside(launches) -> None:
+    """Nothing fills it there, and what is read from it may index."""
+    for _ in range(4):
+        torch.full((64, 64), 7.0)  # what memory that is taken again may hold
+    with compiled_ahead():
+        like = torch.ones(64, 64)
+        made = [
+            torch.empty(64, 64), torch.empty_like(like), like.new_empty(64, 64),
+            torch.empty_strided((64, 64), (1, 64)), torch.empty(64, 64, dtype=torch.int64),
+        ]
+    assert not any(new.any() for new in made) and like.all()
+
+
+def test_a_kernel_that_is_done_is_kept_once(monkeypatch) -> None:
+    """Newer Triton lets go of the future of a kernel that was asked for."""
+    asked: list[str] = []
+
+    class Done(FutureKernel):
+        def __init__(self, future: Future | None) -> None:
+            self.future = future
+
+        def result(self, ignore_errors: bool = False) -> None:
+            asked.append("result")
+
+    done: Future = Future()
+    done.set_result(None)
+    kernels = iter([Done(done), Done(None), Done(Future())])
+    monkeypatch.setattr(JITFunction, "run", lambda self, name, **launch: next(kernels))
+    with compiled_ahead():
+        for name in ("done", "let go of", "not done"):
+            launch(name)
+    assert asked == ["result"]
+
+
+def test_a_launcher_is_built_where_the_kernel_is_compiled() -> None:
+    class Kernel:
+        thread = None
+
+        @property
+        def run(self) -> None:
+            self.thread = threading.current_thread().name
+
+    ahead = Ahead()
+    kernel = ahead.pool.submit(Kernel).result()
+    ahead.wait()
+    assert kernel.thread not in (None, threading.current_thread().name)
 
 
 @triton.jit
