@@ -16,15 +16,18 @@ else:
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Files stay together; those of tests/server in two halves, each of which starts one server."""
+    """Files stay together.  Those of tests/server, in two halves that start a server each, and what
+    takes as long make three parts of nearly the same length.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid):
             path = super()._split_scope(nodeid)
-            if not path.startswith("tests/server/") or "offline" in nodeid:
-                return path
-            return "tests/server, " + ("first" if path < "tests/server/test_l" else "second")
+            if path.startswith("tests/server/") and "offline" not in nodeid:
+                return "first" if path < "tests/server/test_l" else "second"
+            beside = {"tests/load/test_load.py": "first", "tests/test_other_models.py": "second"}
+            return beside.get(path, path)
 
     return ByServer(config, log)
 
