@@ -16,18 +16,13 @@ else:
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Files stay together.  Those of tests/server, in two halves that start a server each, and what
-    takes as long make three parts of nearly the same length.
-    """
+    """Files stay together, and all files that ask the one server."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            path = super()._split_scope(nodeid)
-            if path.startswith("tests/server/") and "offline" not in nodeid:
-                return "first" if path < "tests/server/test_l" else "second"
-            beside = {"tests/load/test_load.py": "first", "tests/test_other_models.py": "second"}
-            return beside.get(path, path)
+            served = nodeid.startswith("tests/server/") and "offline" not in nodeid
+            return "tests/server" if served else super()._split_scope(nodeid)
 
     return ByServer(config, log)
 
