@@ -112,15 +112,13 @@ class TorchExperts(nn.Module):
         ids, order = torch.where(here, ids, absent).sort(dim=1)
         experts, source, place = tiled(ids, absent)
         rows = torch.cat([x, x.new_zeros(1, x.shape[1])])[source]
-        y = torch.empty_like(rows)
-        y[-1] = 0
         for i, expert in enumerate(experts):
-            tile = slice(i * EXPERT_TILE, (i + 1) * EXPERT_TILE)
-            gate, up = F.linear(rows[tile], self.gate_up_proj[expert]).chunk(2, dim=-1)
-            y[tile] = F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[expert])
+            tile = rows[i * EXPERT_TILE : (i + 1) * EXPERT_TILE]
+            gate, up = F.linear(tile, self.gate_up_proj[expert]).chunk(2, dim=-1)
+            tile[:] = F.linear(F.gelu(gate, approximate="tanh") * up, self.down_proj[expert])
         total = torch.zeros_like(x)
         for at, weight in zip(place.unbind(1), weights.gather(1, order).unbind(1), strict=True):
-            total += (y[at] * weight[:, None]).to(x.dtype)
+            total += (rows[at] * weight[:, None]).to(x.dtype)
         return total
 
 
