@@ -17,9 +17,7 @@ DTYPES = {
     "BF16": torch.bfloat16, "U8": torch.uint8, "F8_E4M3": torch.float8_e4m3fn, "F32": torch.float32,
 }
 EXPERT = "model.decoder.layers.7.experts.5"
-
-
-LAYERS = 12  # of a shorter one, in which something is wrong; the last is a full one
+LAYERS = 12  # of a shorter model, in which something is wrong; the last is a full one
 
 
 def build(folder, **changes):
