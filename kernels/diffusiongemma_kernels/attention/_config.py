@@ -98,12 +98,11 @@ def together(chosen: Tile, head_dim: int, element: int, capability: tuple[int, i
     return 2 if capability[0] in (9, 10) and 2 * columns * element <= LARGEST else 1
 
 
-def splits(shape: Shape, chosen: Tile, room: int, min_tiles: int) -> int:
+def splits(shape: Shape, chosen: Tile, tiles: int, room: int, min_tiles: int) -> int:
     """Up to 5/4 programs a place, as long as each keeps `min_tiles` key tiles.
 
-    room: programs that run at once.
+    tiles: of rows.  room: programs that run at once.
     """
-    tiles = row_tiles(shape.tokens, shape.requests, shape.group, chosen.block_m)
     programs = tiles * shape.kv_heads * (shape.head_dim // chosen.block_dv)
     most = min(MAX_SPLITS, shape.keys // (chosen.block_n * min_tiles))
     count = 1
@@ -121,4 +120,5 @@ def choose(
         return Config(*chosen, splits=1, min_tiles=1)
     min_tiles = 4
     room = processors * together(chosen, shape.head_dim, shape.element, capability)
-    return Config(*chosen, splits(shape, chosen, room, min_tiles), min_tiles)
+    tiles = row_tiles(shape.tokens, shape.requests, shape.group, chosen.block_m)
+    return Config(*chosen, splits(shape, chosen, tiles, room, min_tiles), min_tiles)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_kernels import target
-from diffusiongemma_kernels.attention import _config, _kernel, _torch
+from diffusiongemma_kernels.attention import _config, _kernel, _torch, hopper
 from diffusiongemma_kernels.attention._config import Config
 from diffusiongemma_kernels.paged import FP8, Batch, PagedKV
 
@@ -33,7 +33,9 @@ def paged_attention(
     """
     if not q.is_cuda:
         return paged_attention_torch(q, kv, batch, out, window=window, scale=scale)
-    return paged_attention_triton(
+    fits = hopper.runs(target.of(q.device).capability, q, kv, batch)
+    attend = paged_attention_hopper if fits else paged_attention_triton
+    return attend(
         q, kv, batch, out, window=window, scale=scale, batch_invariant=batch_invariant
     )
 
@@ -59,30 +61,15 @@ def paged_attention_triton(
 ) -> Tensor:
     """The same by Triton.  `config` overrides the table, for tests and for the bench."""
     _check(q, kv, batch, out, window, scale)
-    T, HQ, D = q.shape
-    HKV = kv.key.shape[2]
     N = batch.seq_lens.shape[0]
     if q.numel() == 0 or N == 0:
         return out
     gpu = target.of(q.device)
     assert kv.key.dtype != FP8 or gpu.capability >= (8, 9), "an fp8 cache needs sm_89 or newer"
-
-    keys = batch.max_seq_len
-    if window and batch.images is None:
-        keys = min(keys, window - 1 + batch.max_query_len)
-    shape = _config.Shape(T, N, HKV, HQ // HKV, D, q.element_size(), keys)
+    shape = _shape(q, kv, batch, window)
     cfg = config or _config.choose(shape, gpu.capability, gpu.processors, batch_invariant)
-
-    partial, stats = out, out
-    if cfg.splits > 1:
-        partial = torch.empty((cfg.splits, T, HQ, D), dtype=torch.float32, device=q.device)
-        stats = torch.empty((cfg.splits, T, HQ, 2), dtype=torch.float32, device=q.device)
-    grid = (
-        _config.row_tiles(T, N, shape.group, cfg.block_m),
-        HKV * (D // cfg.block_dv),
-        cfg.splits,
-    )
-    _kernel.attend[grid](
+    partial, stats = _partial(q, out, cfg)
+    _kernel.attend[_grid(shape, cfg)](
         q,
         kv.key,
         kv.value,
@@ -92,10 +79,10 @@ def paged_attention_triton(
         batch.query_start_loc,
         batch.seq_lens,
         batch.block_table,
-        batch.canvas.view(torch.uint8) if batch.canvas.dtype == torch.bool else batch.canvas,
+        _bytes(batch.canvas),
         batch.query_start_loc if batch.images is None else batch.images,
         N,
-        T,
+        shape.tokens,
         scale * kv.k_scale * math.log2(math.e),
         kv.v_scale,
         *q.stride()[:2],
@@ -105,9 +92,9 @@ def paged_attention_triton(
         batch.block_table.stride(0),
         WINDOW=window,
         IMAGES=batch.images is not None,
-        HQ=HQ,
+        HQ=q.shape[1],
         GROUP=shape.group,
-        D=D,
+        D=shape.head_dim,
         PAGE=kv.key.shape[1],
         PARTS=batch.parts,
         BLOCK_M=cfg.block_m,
@@ -119,22 +106,110 @@ def paged_attention_triton(
         num_warps=cfg.warps,
         num_stages=cfg.stages,
     )
-    if cfg.splits > 1:
-        _kernel.combine[(T, HQ)](
-            partial,
-            stats,
-            out,
-            batch.query_start_loc,
-            N,
-            T,
-            kv.v_scale,
-            *out.stride()[:2],
-            HQ=HQ,
-            D=D,
-            SPLITS=cfg.splits,
-            num_warps=2,
-        )
+    _combine(partial, stats, kv, batch, out, cfg)
     return out
+
+
+def paged_attention_hopper(
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    out: Tensor,
+    *,
+    window: int,
+    scale: float,
+    batch_invariant: bool = False,
+    config: Config | None = None,
+) -> Tensor:
+    """The same by Gluon on sm_90, for what `hopper.runs` allows; from fp8, q and p are f16."""
+    from diffusiongemma_kernels.attention import _hopper
+
+    _check(q, kv, batch, out, window, scale)
+    N = batch.seq_lens.shape[0]
+    if q.numel() == 0 or N == 0:
+        return out
+    shape = _shape(q, kv, batch, window)
+    cfg = config or hopper.choose(shape, target.of(q.device).processors, batch_invariant)
+    narrow = kv.key.dtype == FP8
+    key, value = (t.view(torch.int32) if narrow else t for t in kv[:2])
+    partial, stats = _partial(q, out, cfg)
+    _hopper.attend[_grid(shape, cfg)](
+        q,
+        key,
+        value,
+        out,
+        partial,
+        stats,
+        batch.query_start_loc,
+        batch.seq_lens,
+        batch.block_table,
+        _bytes(batch.canvas),
+        N,
+        shape.tokens,
+        scale * kv.k_scale * math.log2(math.e),
+        kv.v_scale,
+        *q.stride()[:2],
+        *out.stride()[:2],
+        *key.stride()[:3],
+        batch.block_table.stride(0),
+        WINDOW=window,
+        PAGE=key.shape[1],
+        PARTS=batch.parts,
+        **hopper.constants(shape, cfg, narrow),
+        num_warps=4,
+        maxnreg=hopper.LAUNCH,
+    )
+    _combine(partial, stats, kv, batch, out, cfg)
+    return out
+
+
+def _shape(q: Tensor, kv: PagedKV, batch: Batch, window: int) -> _config.Shape:
+    T, HQ, D = q.shape
+    HKV = kv.key.shape[2]
+    keys = batch.max_seq_len
+    if window and batch.images is None:
+        keys = min(keys, window - 1 + batch.max_query_len)
+    return _config.Shape(T, len(batch.seq_lens), HKV, HQ // HKV, D, q.element_size(), keys)
+
+
+def _grid(shape: _config.Shape, cfg: Config) -> tuple[int, int, int]:
+    tiles = _config.row_tiles(shape.tokens, shape.requests, shape.group, cfg.block_m)
+    return tiles, shape.kv_heads * (shape.head_dim // cfg.block_dv), cfg.splits
+
+
+def _bytes(flags: Tensor) -> Tensor:
+    return flags.view(torch.uint8) if flags.dtype == torch.bool else flags
+
+
+def _partial(q: Tensor, out: Tensor, cfg: Config) -> tuple[Tensor, Tensor]:
+    """Where splits leave their sums, and their maxima with what they sum to."""
+    if cfg.splits == 1:
+        return out, out
+    T, HQ, D = q.shape
+    partial = torch.empty((cfg.splits, T, HQ, D), dtype=torch.float32, device=q.device)
+    return partial, partial.new_empty((cfg.splits, T, HQ, 2))
+
+
+def _combine(
+    partial: Tensor, stats: Tensor, kv: PagedKV, batch: Batch, out: Tensor, cfg: Config
+) -> None:
+    if cfg.splits == 1:
+        return
+    T, HQ, D = out.shape
+    _kernel.combine[(T, HQ)](
+        partial,
+        stats,
+        out,
+        batch.query_start_loc,
+        len(batch.seq_lens),
+        T,
+        kv.v_scale,
+        *out.stride()[:2],
+        HQ=HQ,
+        D=D,
+        SPLITS=cfg.splits,
+        num_warps=2,
+    )
 
 
 def _check(q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, window: int, scale: float) -> None:

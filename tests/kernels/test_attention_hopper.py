@@ -1,0 +1,143 @@
+"""Attention in Gluon: Triton's interpreter does not run it, so a Hopper GPU is needed."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from diffusiongemma_kernels import target
+from diffusiongemma_kernels.attention import _config, hopper, op, reference
+from diffusiongemma_kernels.paged import FP8
+from diffusiongemma_kernels.testing import (
+    ATTENTION,
+    Heads,
+    Paged,
+    Request,
+    assert_close,
+    paged_case,
+)
+
+BF16 = torch.bfloat16
+LOCAL, GLOBAL = Heads(16, 8, 256), Heads(16, 2, 512)
+
+
+class Case(NamedTuple):
+    requests: tuple[Request, ...]
+    heads: Heads
+    why: str
+    window: int = 0
+    page: int = 64
+    padding: tuple[int, int] = (0, 0)
+
+
+MIXED = (
+    Request(256, 500),
+    Request(77, 300, canvas=False),
+    Request(1, 1500, canvas=False),
+    Request(130, 0, canvas=False),
+    Request(100, 0),
+)
+CASES = [
+    Case((Request(256, 512),), LOCAL, "one canvas, local", window=1024),
+    Case((Request(256, 512),), GLOBAL, "one canvas, global"),
+    Case((Request(256, 256),) * 9, LOCAL, "more tiles than processors", window=1024),
+    Case(MIXED, LOCAL, "mixed, local", window=1024, page=16),
+    Case(MIXED, LOCAL, "mixed, a window shorter than a tile", window=30, page=32),
+    Case(MIXED, GLOBAL, "mixed, global", page=16),
+    Case(MIXED, GLOBAL, "padded rows and requests", page=32, padding=(140, 3)),
+    Case((Request(1, 0, False),), LOCAL, "one row", window=1024),
+    Case((Request(1, 3000),), GLOBAL, "one row behind many"),
+    Case((Request(700, 900, False),), Heads(8, 8, 256), "no grouping", window=256),
+    Case((Request(40, 21), Request(2, 5, False)), Heads(16, 1, 512), "group of sixteen"),
+    Case((Request(33, 70),), Heads(6, 2, 256), "group of three"),
+]
+CACHES = pytest.mark.parametrize("kv_dtype", [BF16, FP8], ids=["bf16", "fp8"])
+
+
+def test_every_plan_fits() -> None:
+    for narrow, (attending, fetching) in hopper.REGISTERS.items():
+        warps = 8 + hopper.FETCHING
+        assert 8 * attending + hopper.FETCHING * fetching <= warps * hopper.LAUNCH, narrow
+        assert warps * 32 * hopper.LAUNCH <= 65536
+    one = _config.Shape(256, 2, 8, 2, 256, 2, 1279)
+    assert hopper.choose(one, 132).splits == 4
+    assert hopper.choose(one._replace(tokens=2048), 132).splits == 1
+    assert hopper.choose(one, 132, batch_invariant=True).splits == 1
+    assert hopper.choose(_config.Shape(256, 2, 2, 8, 512, 2, 768), 132).splits == 2
+
+
+@pytest.fixture
+def hopper_gpu() -> torch.device:
+    device = torch.device("cuda")
+    if target.of(device).capability[0] != 9:
+        pytest.skip("needs a Hopper GPU")
+    return device
+
+
+def make(case: Case, kv_dtype: torch.dtype) -> Paged:
+    return paged_case(
+        case.requests, case.heads, page=case.page, dtype=BF16, kv_dtype=kv_dtype, device="cuda",
+        padding=case.padding,
+    )  # fmt: skip
+
+
+def attend(function, paged: Paged, window: int, **options) -> torch.Tensor:
+    out = torch.full_like(paged.q, float("nan"))
+    return function(*paged, out, window=window, scale=1.0, **options)
+
+
+@pytest.mark.gpu
+@CACHES
+@pytest.mark.parametrize("splits", [None, 1, 2, 16])
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)
+def test_hopper(
+    case: Case, splits: int | None, kv_dtype: torch.dtype, hopper_gpu: torch.device
+) -> None:
+    paged = make(case, kv_dtype)
+    assert hopper.runs((9, 0), paged.q, paged.kv, paged.batch)
+    config = None
+    if splits is not None:
+        config = _config.Config(*hopper.TILES[case.heads.dim], splits, min_tiles=1)
+    got = attend(op.paged_attention_hopper, paged, case.window, config=config)
+    want = attend(reference.paged_attention, paged, case.window)
+    rows = sum(r.query_len for r in case.requests)
+    assert_close(got[:rows], want[:rows], ATTENTION[BF16])
+    assert got[rows:].isnan().all(), "rows of no request were written"
+
+
+@pytest.mark.gpu
+@CACHES
+@pytest.mark.parametrize("heads", [LOCAL, GLOBAL], ids=["local", "global"])
+def test_batch_invariant(
+    heads: Heads, kv_dtype: torch.dtype, hopper_gpu: torch.device
+) -> None:
+    paged = make(Case(MIXED, heads, "", page=16), kv_dtype)
+    together = attend(op.paged_attention, paged, 256, batch_invariant=True)
+    starts = paged.batch.query_start_loc.tolist()
+    for i, request in enumerate(MIXED):
+        rows = slice(starts[i], starts[i + 1])
+        batch = paged.batch._replace(
+            query_start_loc=paged.batch.query_start_loc[i : i + 2] - starts[i],
+            seq_lens=paged.batch.seq_lens[i : i + 1],
+            block_table=paged.batch.block_table[i : i + 1],
+            canvas=paged.batch.canvas[i : i + 1],
+            max_query_len=request.query_len,
+        )
+        alone = Paged(paged.q[rows], paged.kv, batch)
+        assert torch.equal(
+            attend(op.paged_attention, alone, 256, batch_invariant=True), together[rows]
+        )
+
+
+@pytest.mark.gpu
+def test_nan_of_a_request_stays_its_own(hopper_gpu: torch.device) -> None:
+    for kv_dtype in (BF16, FP8):
+        paged = make(Case(MIXED, LOCAL, "", page=16), kv_dtype)
+        want = attend(op.paged_attention_hopper, paged, 0)
+        paged.kv.key[paged.batch.block_table[1, 2], 3] = torch.tensor(float("nan")).to(kv_dtype)
+        got = attend(op.paged_attention_hopper, paged, 0)
+        starts = paged.batch.query_start_loc.tolist()
+        sick = slice(starts[1], starts[2])
+        assert got[sick].isnan().any(), "an fp8 NaN is still one"
+        got[sick] = want[sick]
+        assert torch.equal(got, want)
