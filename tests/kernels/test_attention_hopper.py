@@ -55,15 +55,17 @@ CACHES = pytest.mark.parametrize("kv_dtype", [BF16, FP8], ids=["bf16", "fp8"])
 
 
 def test_every_plan_fits() -> None:
-    for narrow, (attending, fetching) in hopper.REGISTERS.items():
+    for (head_dim, narrow), plan in hopper.PLANS.items():
         warps = 8 + hopper.FETCHING
-        assert 8 * attending + hopper.FETCHING * fetching <= warps * hopper.LAUNCH, narrow
-        assert warps * 32 * hopper.LAUNCH <= 65536
+        registers = 8 * plan.attending + hopper.FETCHING * plan.fetching
+        assert registers <= warps * hopper.LAUNCH and warps * 32 * hopper.LAUNCH <= 65536
+        pieces = 2 * head_dim // 256 + plan.stages + (1 if narrow else 0)
+        assert pieces * 64 * 256 * 2 + 1024 <= _config.LARGEST
     one = _config.Shape(256, 2, 8, 2, 256, 2, 1279)
-    assert hopper.choose(one, 132).splits == 4
-    assert hopper.choose(one._replace(tokens=2048), 132).splits == 1
-    assert hopper.choose(one, 132, batch_invariant=True).splits == 1
-    assert hopper.choose(_config.Shape(256, 2, 2, 8, 512, 2, 768), 132).splits == 2
+    assert hopper.choose(one, BF16, 132).splits == 4
+    assert hopper.choose(one._replace(tokens=2048), FP8, 132).splits == 1
+    assert hopper.choose(one, BF16, 132, batch_invariant=True).splits == 1
+    assert hopper.choose(_config.Shape(256, 2, 2, 8, 512, 2, 768), BF16, 132).splits == 2
 
 
 @pytest.fixture
@@ -97,7 +99,8 @@ def test_hopper(
     assert hopper.runs((9, 0), paged.q, paged.kv, paged.batch)
     config = None
     if splits is not None:
-        config = _config.Config(*hopper.TILES[case.heads.dim], splits, min_tiles=1)
+        shape = _config.Shape(1, 1, case.heads.kv, 1, case.heads.dim, 2, 1)
+        config = hopper.choose(shape, kv_dtype, 132)._replace(splits=splits, min_tiles=1)
     got = attend(op.paged_attention_hopper, paged, case.window, config=config)
     want = attend(reference.paged_attention, paged, case.window)
     rows = sum(r.query_len for r in case.requests)

@@ -1,8 +1,9 @@
 """Attention for sm_90, in Gluon: four warps fetch keys and values, two groups of four attend.
 
-Each group has 64 rows of the program's 128 and `DV` value columns of one head.  Keys and values
-come through one ring of pieces of 64 keys times 128 columns: a key tile's D / 128 pieces, then its
-values' DV / 128.  A cache in fp8 is widened by the warps that fetch.
+Each group has 64 rows of the program's 128, and 256 value columns of one head.  Keys and values
+come through one ring of pieces of 64 keys times 256 columns.  A tile's logits are multiplied beside
+the values of the tile before, and its exponentials run beside those.  A cache in fp8 is widened to
+f16 by the warps that fetch.
 """
 
 from triton.experimental import gluon
@@ -15,19 +16,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# Its name before Triton 3.7 or so.
-load_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+from diffusiongemma_kernels.gluon_names import load_async, reinterpret
 
 LOWEST = gl.constexpr(-1.0e30)  # a finite start: exp2(LOWEST - LOWEST) is 1, never NaN
 SEARCH = gl.constexpr(128)
 ROWS = gl.constexpr(64)  # of a group
 KEYS = gl.constexpr(64)  # of a tile
-WIDTH = gl.constexpr(128)  # columns of a piece
-HALF = gl.constexpr(64)  # of them
+WIDTH = gl.constexpr(256)  # columns of a piece, and of a program's values
+UNIT = gl.constexpr(128)  # elements of the cache, of which every row's place is a multiple
+STAGED = gl.constexpr(2)  # pieces of fp8 on their way
 PIECE = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
+STAGE = gl.constexpr(gl.SwizzledSharedLayout(4, 1, 8, [1, 0]))
 PIECE_WORDS = gl.constexpr(gl.NVMMASharedLayout(128, 32, 2))
 LOGITS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
-SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))
+SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16]))
 WEIGHTS = gl.constexpr(gl.DotOperandLayout(0, SUMS.value, 2))
 IN_FOURS = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 Q_LOAD = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
@@ -46,53 +48,53 @@ def find_request(query_start_loc_ptr, block, N, GROUP: gl.constexpr):
 
 @gluon.jit
 def key_rows(source, tile, LAYOUT: gl.constexpr, PAGE: gl.constexpr):
-    """Where the keys of a tile lie in the cache, and which of them anyone may read.  [64] each"""
+    """Where the keys of a tile lie in the cache, in units, and which of them anyone may read."""
     table_ptr, _, end, key_low, key_high, stride_b, stride_s = source
-    keys = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, LAYOUT))
+    keys = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, LAYOUT))  # [KEYS]
     # Outside this range a page may be foreign or hold NaN.
     seen = (keys >= key_low) & (keys < key_high) & (tile < end)
-    page = gl.load(table_ptr + keys // PAGE, mask=seen, other=0).to(gl.int64)
+    page = gl.load(table_ptr + keys // PAGE, mask=seen, other=0)
     return page * stride_b + (keys % PAGE) * stride_s, seen
 
 
 @gluon.jit
 def fetch(
-    k_ptr, v_ptr, source, ring,
-    D: gl.constexpr, DV: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
+    k_ptr, v_ptr, source, ring, _,
+    D: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
+    """The pieces in the order of `attend_rows`: a tile's keys, then values of the tile before."""
     pieces, full, empty = ring
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [gl.num_warps(), 1], [1, 0])
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
     column = gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))
+    begin, end = source[1], source[2]
+    row, seen = key_rows(source, begin, LAYOUT, PAGE)
+    # Triton takes a name for one that a loop leaves alone where it begins as another's value.
+    last_row, last_seen = row + 0, seen & True
     it = 0
-    for tile in range(source[1], source[2]):
-        row, seen = key_rows(source, tile, LAYOUT, PAGE)
-        offset = row[:, None] + column[None, :]
-        for j in gl.static_range((D + DV) // WIDTH):
+    for tile in range(begin, end + 1):
+        next_row, next_seen = key_rows(source, tile + 1, LAYOUT, PAGE)
+        if tile < end:
+            keys = k_ptr + (row.to(gl.int64)[:, None] * UNIT + column[None, :])
+            for j in gl.static_range(D // WIDTH):
+                slot = it % STAGES
+                mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
+                load_async(pieces.index(slot), keys + j * WIDTH, mask=seen[:, None])
+                async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
+                it += 1
+        if tile > begin:
+            values = v_ptr + (last_row.to(gl.int64)[:, None] * UNIT + column[None, :])
             slot = it % STAGES
             mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
-            if j < D // WIDTH:
-                here = k_ptr + j * WIDTH
-            else:
-                here = v_ptr + (j - D // WIDTH) * WIDTH
-            load_async(pieces.index(slot), here + offset, mask=seen[:, None])
+            load_async(pieces.index(slot), values, mask=last_seen[:, None])
             async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
             it += 1
-
-
-@gluon.jit
-def load_half(k_ptr, v_ptr, row, seen, J: gl.constexpr, D: gl.constexpr, LAYOUT: gl.constexpr):
-    """The `J`th 64 columns of a tile's keys and, behind them, values, four numbers a word."""
-    if J < D // HALF:
-        here = k_ptr + J * (HALF // 4)
-    else:
-        here = v_ptr + (J - D // HALF) * (HALF // 4)
-    word = gl.arange(0, HALF // 4, gl.SliceLayout(0, LAYOUT))
-    return gl.load(here + (row[:, None] + word[None, :]), mask=seen[:, None], other=0)
+        last_row, last_seen = row, seen
+        row, seen = next_row, next_seen
 
 
 @gluon.jit
 def widen(words):
-    """[64, N] words of four e4m3 -> [64, 2 N] of two f16."""
+    """[KEYS, N] words of four e4m3 -> [KEYS, 2 N] of two f16."""
     low, high = gl.inline_asm_elementwise(
         "{.reg .b16 a, b; mov.b32 {a, b}, $2;"
         "cvt.rn.f16x2.e4m3x2 $0, a; cvt.rn.f16x2.e4m3x2 $1, b;}",
@@ -106,139 +108,194 @@ def widen(words):
 
 
 @gluon.jit
-def fetch_narrow(
-    k_ptr, v_ptr, source, ring,
-    D: gl.constexpr, DV: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """The same from fp8 to f16, half a piece at a time, three ahead of the one that is stored."""
+def store_wide(it, staged, ring, LAYOUT: gl.constexpr, STAGES: gl.constexpr):
+    """The `it`th piece, which has come, as f16 into the ring; a quarter at a time for registers."""
     pieces, full, empty = ring
+    slot = it % STAGES
+    wide = reinterpret(pieces.index(slot), gl.int32, [KEYS, WIDTH // 2], PIECE_WORDS)
+    mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
+    for j in gl.static_range(4):
+        words = staged.index(it % STAGED).slice(j * (WIDTH // 16), WIDTH // 16, dim=1)
+        wide.slice(j * (WIDTH // 8), WIDTH // 8, dim=1).store(widen(words.load(LAYOUT)))
+    fence_async_shared()
+    mbarrier.arrive(full.index(slot), count=1)
+
+
+@gluon.jit
+def fetch_narrow(
+    k_ptr, v_ptr, source, ring, staged,
+    D: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The same from fp8, by words of four numbers, through a ring of pieces as they are."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [gl.num_warps(), 1], [1, 0])
-    COUNT: gl.constexpr = (D + DV) // HALF
+    word = gl.arange(0, WIDTH // 4, gl.SliceLayout(0, LAYOUT))
+    begin, end = source[1], source[2]
+    row, seen = key_rows(source, begin, LAYOUT, PAGE)
+    last_row, last_seen = row + 0, seen & True  # as in `fetch`
     it = 0
-    row, seen = key_rows(source, source[1], LAYOUT, PAGE)
-    half0 = load_half(k_ptr, v_ptr, row, seen, 0, D, LAYOUT)
-    half1 = load_half(k_ptr, v_ptr, row, seen, 1, D, LAYOUT)
-    half2 = load_half(k_ptr, v_ptr, row, seen, 2, D, LAYOUT)
-    for tile in range(source[1], source[2]):
+    for tile in range(begin, end + 1):
         next_row, next_seen = key_rows(source, tile + 1, LAYOUT, PAGE)
-        for j in gl.static_range(COUNT):
-            if j + 3 == COUNT:
-                row, seen = next_row, next_seen
-            half3 = load_half(k_ptr, v_ptr, row, seen, (j + 3) % COUNT, D, LAYOUT)
-            slot = it % STAGES
-            if j % 2 == 0:
-                mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
-            words = pieces.index(slot)._reinterpret(gl.int32, [KEYS, WIDTH // 2], PIECE_WORDS)
-            words.slice(j % 2 * (HALF // 2), HALF // 2, dim=1).store(widen(half0))
-            if j % 2 == 1:
-                fence_async_shared()
-                mbarrier.arrive(full.index(slot), count=1)
+        if tile < end:
+            keys = k_ptr + (row.to(gl.int64)[:, None] * (UNIT // 4) + word[None, :])
+            for j in gl.static_range(D // WIDTH):
+                load_async(staged.index(it % STAGED), keys + j * (WIDTH // 4), mask=seen[:, None])
+                async_copy.commit_group()
                 it += 1
-            half0, half1, half2 = half1, half2, half3
+                if it >= STAGED:
+                    async_copy.wait_group(STAGED - 1)
+                    store_wide(it - STAGED, staged, ring, LAYOUT, STAGES)
+        if tile > begin:
+            values = v_ptr + (last_row.to(gl.int64)[:, None] * (UNIT // 4) + word[None, :])
+            load_async(staged.index(it % STAGED), values, mask=last_seen[:, None])
+            async_copy.commit_group()
+            it += 1
+            if it >= STAGED:
+                async_copy.wait_group(STAGED - 1)
+                store_wide(it - STAGED, staged, ring, LAYOUT, STAGES)
+        last_row, last_seen = row, seen
+        row, seen = next_row, next_seen
+    async_copy.wait_group(0)
+    for rest in range(gl.maximum(it - STAGED + 1, 0), it):
+        store_wide(rest, staged, ring, LAYOUT, STAGES)
+
+
+@gluon.jit
+def await_piece(ring, it, STAGES: gl.constexpr):
+    pieces, full, _ = ring
+    mbarrier.wait(full.index(it % STAGES), (it // STAGES) & 1)
+    if pieces.dtype == gl.bfloat16:
+        fence_async_shared()  # what came as it is came by ordinary stores
+    return pieces.index(it % STAGES)
+
+
+@gluon.jit
+def give_back(ring, it, STAGES: gl.constexpr):
+    mbarrier.arrive(ring[2].index(it % STAGES), count=1)
+
+
+@gluon.jit
+def multiply_keys(
+    q_pieces, ring, it, FIRST: gl.constexpr, COUNT: gl.constexpr, STAGES: gl.constexpr
+):
+    """A tile's logits, in flight; all of its pieces but the last are given back."""
+    logits = gl.full([ROWS, KEYS], 0.0, gl.float32, LOGITS)
+    for j in gl.static_range(COUNT):
+        k = await_piece(ring, it + j, STAGES).permute((1, 0))
+        q = q_pieces.index(FIRST + j)
+        logits = warpgroup_mma(q, k, logits, use_acc=j > 0, is_async=True)
+        if j > 0:
+            logits = warpgroup_mma_wait(1, deps=[logits])
+            give_back(ring, it + j - 1, STAGES)
+    return logits
+
+
+@gluon.jit
+def below_top(logits, top, logit_scale, KIND: gl.constexpr):
+    new_top = gl.maximum(top, gl.max(logits, 1) * logit_scale)
+    p = gl.exp2(logits * logit_scale - new_top[:, None])
+    sums = gl.sum(p, 1)
+    return gl.convert_layout(p.to(KIND), WEIGHTS, assert_trivial=True), new_top, sums
+
+
+@gluon.jit
+def soften(logits, top, tile, low, high, all_low, all_high, logit_scale, KIND: gl.constexpr):
+    """exp2 of a tile's logits below their new maximum, as the next product's left operand.
+
+    All of it is in branches: ptxas would put what follows them before the exponentials, and that
+    is the wait for a product that they should run beside.
+    """
+    key0 = tile * KEYS
+    if (key0 < all_low) | (key0 + KEYS > all_high):
+        key = key0 + gl.arange(0, KEYS, gl.SliceLayout(0, LOGITS))
+        visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
+        logits = gl.where(visible, logits, float("-inf"))
+        p, new_top, sums = below_top(logits, top, logit_scale, KIND)
+    else:
+        p, new_top, sums = below_top(logits, top, logit_scale, KIND)
+    return p, new_top, sums
 
 
 @gluon.jit
 def attend_rows(
     tensors, rows, keys, strides, scales, q_pieces, ring,
     WHICH: gl.constexpr, HQ: gl.constexpr, GROUP: gl.constexpr, WINDOW: gl.constexpr,
-    D: gl.constexpr, DV: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    D: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     q_ptr, out_ptr, partial_ptr, stats_ptr = tensors
     row0, row_end, start, head, chunk, cell0, canvas, prefix, seq_len = rows
     begin, end = keys
     stride_qt, stride_qh, stride_ot, stride_oh = strides
     logit_scale, v_scale = scales
-    pieces, full, empty = ring
+    KIND: gl.constexpr = ring[0].dtype
+    COUNT: gl.constexpr = D // WIDTH
     row0 += WHICH * ROWS
-
-    i = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, Q_LOAD))
-    column = gl.arange(0, WIDTH, gl.SliceLayout(0, Q_LOAD))
-    q_rows = (start + i // GROUP).to(gl.int64) * stride_qt + (head * GROUP + i % GROUP) * stride_qh
-    q_ptrs = q_ptr + (q_rows[:, None] + column[None, :])
-    for j in gl.static_range(D // WIDTH):
-        q = gl.load(q_ptrs + j * WIDTH, mask=(i < row_end)[:, None], other=0.0)
-        q_pieces.index(WHICH * (D // WIDTH) + j).store(q.to(pieces.dtype))
-    fence_async_shared()
-
-    # Row r sees keys low[r] <= key < high[r]; on a canvas all rows see what its first row sees.
-    query = (row0 + gl.arange(0, ROWS, gl.SliceLayout(1, LOGITS))) // GROUP
-    first, last = row0 // GROUP, (row0 + ROWS - 1) // GROUP
-    position, first, last = prefix + query, prefix + first, prefix + last
-    if canvas:
-        position, first, last = position * 0 + seq_len - 1, seq_len - 1, seq_len - 1
-    high = position + 1
-    low = high * 0
-    all_low = 0
-    if WINDOW > 0:
-        behind = position - (WINDOW - 1)
-        all_low = last - (WINDOW - 1)
-        if canvas:
-            behind = behind * 0 + prefix - (WINDOW - 1)
-            all_low = prefix - (WINDOW - 1)
-        low = gl.maximum(behind, 0)
-        all_low = gl.maximum(all_low, 0)
-    all_high = first + 1
 
     top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, LOGITS))
     total = gl.full([ROWS], 0.0, gl.float32, gl.SliceLayout(1, LOGITS))
-    acc0 = gl.full([ROWS, WIDTH], 0.0, gl.float32, SUMS)
-    acc1 = gl.full([ROWS, WIDTH], 0.0, gl.float32, SUMS)
-    it = 0
-    for tile in range(begin, end):
-        logits = gl.full([ROWS, KEYS], 0.0, gl.float32, LOGITS)
-        for j in gl.static_range(D // WIDTH):
-            slot = it % STAGES
-            mbarrier.wait(full.index(slot), (it // STAGES) & 1)
-            fence_async_shared()
-            k = pieces.index(slot).permute((1, 0))
-            left = q_pieces.index(WHICH * (D // WIDTH) + j)
-            logits = warpgroup_mma(left, k, logits, use_acc=j > 0, is_async=True)
-            if j > 0:
-                logits = warpgroup_mma_wait(1, deps=[logits])
-                mbarrier.arrive(empty.index((it - 1) % STAGES), count=1)
-            it += 1
+    acc = gl.full([ROWS, WIDTH], 0.0, gl.float32, SUMS)
+    if begin < end:
+        i = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, Q_LOAD))
+        column = gl.arange(0, WIDTH, gl.SliceLayout(0, Q_LOAD))
+        token = (start + i // GROUP).to(gl.int64)
+        q_rows = token * stride_qt + (head * GROUP + i % GROUP) * stride_qh
+        q_ptrs = q_ptr + (q_rows[:, None] + column[None, :])
+        for j in gl.static_range(COUNT):
+            q = gl.load(q_ptrs + j * WIDTH, mask=(i < row_end)[:, None], other=0.0)
+            q_pieces.index(WHICH * COUNT + j).store(q.to(KIND))
+        fence_async_shared()
+
+        # Row r sees keys low[r] <= key < high[r]; on a canvas all see what its first row sees.
+        query = (row0 + gl.arange(0, ROWS, gl.SliceLayout(1, LOGITS))) // GROUP
+        first, last = prefix + row0 // GROUP, prefix + (row0 + ROWS - 1) // GROUP
+        high = prefix + query + 1
+        all_high = first + 1
+        if canvas:
+            high = high * 0 + seq_len
+            all_high = seq_len
+        low = query * 0
+        all_low = 0
+        if WINDOW > 0:
+            low = prefix + query - (WINDOW - 1)
+            all_low = last - (WINDOW - 1)
+            if canvas:
+                low = query * 0 + prefix - (WINDOW - 1)
+                all_low = prefix - (WINDOW - 1)
+
+        logits = multiply_keys(q_pieces, ring, 0, WHICH * COUNT, COUNT, STAGES)
         logits = warpgroup_mma_wait(0, deps=[logits])
-        mbarrier.arrive(empty.index((it - 1) % STAGES), count=1)
-
-        key0 = tile * KEYS
-        if (key0 < all_low) | (key0 + KEYS > all_high):
-            key = key0 + gl.arange(0, KEYS, gl.SliceLayout(0, LOGITS))
-            visible = (key[None, :] >= low[:, None]) & (key[None, :] < high[:, None])
-            logits = gl.where(visible, logits, float("-inf"))
-        new_top = gl.maximum(top, gl.max(logits, 1) * logit_scale)
-        shrink = gl.exp2(top - new_top)
-        p = gl.exp2(logits * logit_scale - new_top[:, None])
-        total = total * shrink + gl.sum(p, 1)
-        top = new_top
-        shrink = gl.convert_layout(shrink, gl.SliceLayout(1, SUMS), assert_trivial=True)
-        acc0 = acc0 * shrink[:, None]
-        acc1 = acc1 * shrink[:, None]
-        p = gl.convert_layout(p.to(pieces.dtype), WEIGHTS, assert_trivial=True)
-
-        slot = it % STAGES
-        mbarrier.wait(full.index(slot), (it // STAGES) & 1)
-        fence_async_shared()
-        acc0 = warpgroup_mma(p, pieces.index(slot), acc0, is_async=True)
-        slot1 = (it + 1) % STAGES
-        mbarrier.wait(full.index(slot1), ((it + 1) // STAGES) & 1)
-        fence_async_shared()
-        acc1 = warpgroup_mma(p, pieces.index(slot1), acc1, is_async=True)
-        acc0, acc1, p = warpgroup_mma_wait(0, deps=[acc0, acc1, p])
-        mbarrier.arrive(empty.index(slot), count=1)
-        mbarrier.arrive(empty.index(slot1), count=1)
-        it += 2
+        it = COUNT
+        give_back(ring, it - 1, STAGES)
+        p, top, total = soften(logits, top, begin, low, high, all_low, all_high, logit_scale, KIND)
+        for tile in range(begin + 1, end):
+            logits = multiply_keys(q_pieces, ring, it, WHICH * COUNT, COUNT, STAGES)
+            it += COUNT
+            acc = warpgroup_mma(p, await_piece(ring, it, STAGES), acc, is_async=True)
+            logits = warpgroup_mma_wait(1, deps=[logits])
+            give_back(ring, it - 1, STAGES)
+            new_p, new_top, sums = soften(
+                logits, top, tile, low, high, all_low, all_high, logit_scale, KIND
+            )
+            shrink = gl.exp2(top - new_top)
+            total = total * shrink + sums
+            top = new_top
+            acc, p = warpgroup_mma_wait(0, deps=[acc, p])
+            give_back(ring, it, STAGES)
+            it += 1
+            p = new_p
+            shrink = gl.convert_layout(shrink, gl.SliceLayout(1, SUMS), assert_trivial=True)
+            acc = acc * shrink[:, None]
+        acc = warpgroup_mma(p, await_piece(ring, it, STAGES), acc, is_async=True)
+        acc, p = warpgroup_mma_wait(0, deps=[acc, p])
 
     i = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, SUMS))
     token = (start + i // GROUP).to(gl.int64)
     live = i < row_end
-    column = chunk * DV + gl.arange(0, WIDTH, gl.SliceLayout(0, SUMS))
+    column = chunk * WIDTH + gl.arange(0, WIDTH, gl.SliceLayout(0, SUMS))
     if SPLIT:
         # An idle split leaves a sum of zero, and `combine` reads no more of it than that.
         cell = (cell0 + token) * HQ + head * GROUP + i % GROUP
         if begin < end:
-            part_ptrs = partial_ptr + cell[:, None] * D + column[None, :]
-            gl.store(part_ptrs, acc0, mask=live[:, None])
-            gl.store(part_ptrs + WIDTH, acc1, mask=live[:, None])
+            gl.store(partial_ptr + cell[:, None] * D + column[None, :], acc, mask=live[:, None])
         if chunk == 0:
             stats_ptrs = stats_ptr + cell * 2
             top_out = gl.convert_layout(top, gl.SliceLayout(1, SUMS), assert_trivial=True)
@@ -249,8 +306,7 @@ def attend_rows(
         share = gl.convert_layout(v_scale / total, gl.SliceLayout(1, SUMS), assert_trivial=True)
         out_rows = token * stride_ot + (head * GROUP + i % GROUP) * stride_oh
         out_ptrs = out_ptr + out_rows[:, None] + column[None, :]
-        gl.store(out_ptrs, (acc0 * share[:, None]).to(gl.bfloat16), mask=live[:, None])
-        gl.store(out_ptrs + WIDTH, (acc1 * share[:, None]).to(gl.bfloat16), mask=live[:, None])
+        gl.store(out_ptrs, (acc * share[:, None]).to(gl.bfloat16), mask=live[:, None])
 
 
 @gluon.jit(do_not_specialize=["N", "T"])  # one compilation for every batch
@@ -281,7 +337,6 @@ def attend(
     HQ: gl.constexpr,
     GROUP: gl.constexpr,
     D: gl.constexpr,
-    DV: gl.constexpr,
     PAGE: gl.constexpr,
     PARTS: gl.constexpr,
     SPLIT: gl.constexpr,  # whether several programs share a row tile's keys
@@ -293,18 +348,18 @@ def attend(
     FETCHING_REGISTERS: gl.constexpr,
 ):
     block = gl.num_programs(0) - 1 - gl.program_id(0)  # the rows with most keys first
-    head = gl.program_id(1) // (D // DV)
-    chunk = gl.program_id(1) % (D // DV)
+    head = gl.program_id(1) // (D // WIDTH)
+    chunk = gl.program_id(1) % (D // WIDTH)
     split = gl.program_id(2)
 
     request = find_request(query_start_loc_ptr, block, N, GROUP)
     start = gl.load(query_start_loc_ptr + request)
     query_len = gl.load(query_start_loc_ptr + request + 1) - start
+    seq_len = gl.load(seq_lens_ptr + request)
+    canvas = gl.load(canvas_ptr + request) != 0
     row0 = (block - start * GROUP // (2 * ROWS) - request) * (2 * ROWS)
     row_end = query_len * GROUP
     if row0 < row_end:
-        seq_len = gl.load(seq_lens_ptr + request)
-        canvas = gl.load(canvas_ptr + request) != 0
         prefix = seq_len - query_len
         last_row = gl.minimum(row0 + 2 * ROWS, row_end) - 1
         key_low = 0
@@ -329,6 +384,9 @@ def attend(
         KIND: gl.constexpr = gl.float16 if NARROW else gl.bfloat16
         pieces = gl.allocate_shared_memory(KIND, [STAGES, KEYS, WIDTH], PIECE)
         q_pieces = gl.allocate_shared_memory(KIND, [2 * D // WIDTH, ROWS, WIDTH], PIECE)
+        staged = pieces
+        if NARROW:
+            staged = gl.allocate_shared_memory(gl.int32, [STAGED, KEYS, WIDTH // 4], STAGE)
         full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
         empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
         for i in gl.static_range(STAGES):
@@ -336,9 +394,11 @@ def attend(
             mbarrier.init(empty.index(i), count=2)
         ring = (pieces, full, empty)
         table_ptr = block_table_ptr + (request // PARTS).to(gl.int64) * stride_table
-        source = (table_ptr, begin, end, key_low, key_high, stride_b, stride_s)
+        ELEMENTS: gl.constexpr = UNIT // 4 if NARROW else UNIT
+        units = (stride_b // ELEMENTS, stride_s // ELEMENTS)
+        source = (table_ptr, begin, end, key_low, key_high, units[0], units[1])
         k_ptr += head * stride_h
-        v_ptr += head * stride_h + chunk * (DV // 4 if NARROW else DV)
+        v_ptr += head * stride_h + chunk * (WIDTH // 4 if NARROW else WIDTH)
         rows = (row0, row_end, start, head, chunk, split * T, canvas, prefix, seq_len)
         keys = (begin, end)
         strides = (stride_qt, stride_qh, stride_ot, stride_oh)
@@ -349,16 +409,16 @@ def attend(
                 (
                     attend_rows,
                     (tensors, rows, keys, strides, scales, q_pieces, ring, 0, HQ, GROUP, WINDOW,
-                     D, DV, SPLIT, STAGES),
+                     D, SPLIT, STAGES),
                 ),
                 (
                     attend_rows,
                     (tensors, rows, keys, strides, scales, q_pieces, ring, 1, HQ, GROUP, WINDOW,
-                     D, DV, SPLIT, STAGES),
+                     D, SPLIT, STAGES),
                 ),
                 (
                     fetch_narrow if NARROW else fetch,
-                    (k_ptr, v_ptr, source, ring, D, DV, PAGE, STAGES),
+                    (k_ptr, v_ptr, source, ring, staged, D, PAGE, STAGES),
                 ),
             ],
             [4, FETCHING],

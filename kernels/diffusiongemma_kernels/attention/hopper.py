@@ -7,20 +7,25 @@ from torch import Tensor
 
 from diffusiongemma_kernels.attention import _config
 from diffusiongemma_kernels.attention._config import Config, Shape, Tile
-from diffusiongemma_kernels.paged import Batch, PagedKV
+from diffusiongemma_kernels.paged import FP8, Batch, PagedKV
 
-# Eight warps attend and four fetch; the stages, of 64 keys times 128 columns, fill shared memory.
-TILES = {256: Tile(128, 64, 256, 12, 8), 512: Tile(128, 64, 256, 12, 6)}
-FETCHING = 4
+UNIT = 128  # elements of the cache: every page and every row of one begins at a multiple
+FETCHING = 4  # warps, beside eight that attend
 LAUNCH = 168  # registers a thread, before the warps divide them
 
 
-class Registers(NamedTuple):
-    attending: int
+class Plan(NamedTuple):
+    stages: int  # of 64 keys times 256 columns; with the queries they fill shared memory
+    attending: int  # registers a thread
     fetching: int
 
 
-REGISTERS = {False: Registers(224, 56), True: Registers(216, 72)}  # by whether the cache is fp8
+PLANS = {  # by head_dim and whether the cache is fp8
+    (256, False): Plan(4, 216, 72),
+    (512, False): Plan(3, 224, 56),
+    (256, True): Plan(4, 216, 72),
+    (512, True): Plan(2, 216, 72),
+}
 
 
 def runs(capability: tuple[int, int], q: Tensor, kv: PagedKV, batch: Batch) -> bool:
@@ -28,15 +33,19 @@ def runs(capability: tuple[int, int], q: Tensor, kv: PagedKV, batch: Batch) -> b
     return (
         capability[0] == 9
         and q.dtype == torch.bfloat16
-        and q.shape[2] in TILES
+        and q.shape[2] in (256, 512)
         and batch.images is None
         and kv.key.stride() == kv.value.stride()
+        and all(stride % UNIT == 0 for stride in kv.key.stride()[:3])
     )
 
 
-def choose(shape: Shape, processors: int, batch_invariant: bool = False) -> Config:
+def choose(
+    shape: Shape, kv_dtype: torch.dtype, processors: int, batch_invariant: bool = False
+) -> Config:
     """A program takes a whole processor.  Rows count as if tiles were full, as canvases' are."""
-    tile = TILES[shape.head_dim]
+    stages = PLANS[shape.head_dim, kv_dtype == FP8].stages
+    tile = Tile(block_m=128, block_n=64, block_dv=256, warps=4, stages=stages)
     if batch_invariant:
         return Config(*tile, splits=1, min_tiles=1)
     row_tiles = -(-shape.tokens * shape.group // tile.block_m)
@@ -44,18 +53,19 @@ def choose(shape: Shape, processors: int, batch_invariant: bool = False) -> Conf
     return Config(*tile, _config.splits(shape, tile, row_tiles, processors, min_tiles), min_tiles)
 
 
-def constants(shape: Shape, config: Config, narrow: bool) -> dict[str, int]:
+def constants(shape: Shape, kv_dtype: torch.dtype, config: Config) -> dict[str, int]:
     """What is compiled in, beside what the cache and the step look like."""
+    narrow = kv_dtype == FP8
+    plan = PLANS[shape.head_dim, narrow]
     return {
         "HQ": shape.kv_heads * shape.group,
         "GROUP": shape.group,
         "D": shape.head_dim,
-        "DV": config.block_dv,
         "SPLIT": config.splits > 1,
         "MIN_TILES": config.min_tiles,
         "NARROW": narrow,
         "STAGES": config.stages,
         "FETCHING": FETCHING,
-        "ATTENDING_REGISTERS": REGISTERS[narrow].attending,
-        "FETCHING_REGISTERS": REGISTERS[narrow].fetching,
+        "ATTENDING_REGISTERS": plan.attending,
+        "FETCHING_REGISTERS": plan.fetching,
     }

@@ -129,9 +129,9 @@ def paged_attention_hopper(
     if q.numel() == 0 or N == 0:
         return out
     shape = _shape(q, kv, batch, window)
-    cfg = config or hopper.choose(shape, target.of(q.device).processors, batch_invariant)
-    narrow = kv.key.dtype == FP8
-    key, value = (t.view(torch.int32) if narrow else t for t in kv[:2])
+    kind = kv.key.dtype
+    cfg = config or hopper.choose(shape, kind, target.of(q.device).processors, batch_invariant)
+    key, value = (t.view(torch.int32) if kind == FP8 else t for t in kv[:2])
     partial, stats = _partial(q, out, cfg)
     _hopper.attend[_grid(shape, cfg)](
         q,
@@ -155,8 +155,8 @@ def paged_attention_hopper(
         WINDOW=window,
         PAGE=key.shape[1],
         PARTS=batch.parts,
-        **hopper.constants(shape, cfg, narrow),
-        num_warps=4,
+        **hopper.constants(shape, kind, cfg),
+        num_warps=cfg.warps,
         maxnreg=hopper.LAUNCH,
     )
     _combine(partial, stats, kv, batch, out, cfg)

@@ -8,13 +8,10 @@ that fetch run ahead through a ring of STAGES times KB * 64 columns, over the en
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from diffusiongemma_kernels.gluon_names import load_async, load_tile
 from diffusiongemma_kernels.moe_gemm._hopper_item import one_item, skip
-
-# Their names before Triton 3.7 or so.
-load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-load_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 
 EXTRA = gl.constexpr(32)  # tokens of a tile beyond a power of two
 CODES_STAGE = gl.constexpr(gl.NVMMASharedLayout(0, 16, 4))
