@@ -2,16 +2,16 @@
 
 import json
 import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-import triton
+import machine_code
+import torch
 
 from diffusiongemma_kernels import compiling
 from diffusiongemma_kernels.attention import _config
+from diffusiongemma_kernels.attention import _hopper as _hopper_attention
 from diffusiongemma_kernels.attention import _kernel as attention
+from diffusiongemma_kernels.attention import hopper as attention_hopper
 from diffusiongemma_kernels.canvas_rows import _kernel as canvas_rows
 from diffusiongemma_kernels.canvas_step import _config as step_config
 from diffusiongemma_kernels.canvas_step import _kernel as canvas_step
@@ -69,6 +69,24 @@ def attend(capability: int, shape: _config.Shape, window: int, kv: str, splits: 
     launch = {"num_warps": tile.warps, "num_stages": tile.stages}
     return compiling.compile_for(
         attention.attend, pointers, scalars, constants, capability=capability, **launch
+    )
+
+
+def gluon_attention(shape: _config.Shape, window: int, kv: str, split: bool, images=False):
+    """bf16 queries on Hopper over a cache in bf16 or, as words, fp8."""
+    kind = torch.bfloat16 if kv == "bf16" else torch.float8_e4m3fn
+    config = attention_hopper.choose(shape, kind, 132)._replace(splits=2 if split else 1)
+    pointers = REQUESTS | dict.fromkeys(("q_ptr", "out_ptr"), "bf16")
+    pointers |= dict.fromkeys(("k_ptr", "v_ptr"), kv)
+    pointers |= dict.fromkeys(("partial_ptr", "stats_ptr"), "fp32")
+    strides = [n for n in _hopper_attention.attend.arg_names if n.startswith("stride_")]
+    scalars = divisible(*strides) | dict.fromkeys(("logit_scale", "v_scale"), "fp32")
+    scalars |= {"N": "i32", "T": "i32"}
+    constants = {"WINDOW": window, "IMAGES": images, "PAGE": 64, "PARTS": 2}
+    constants |= attention_hopper.constants(shape, kind, config)
+    launch = {"num_warps": config.warps, "maxnreg": attention_hopper.LAUNCH}
+    return compiling.compile_for(
+        _hopper_attention.attend, pointers, scalars, constants, capability=90, **launch
     )
 
 
@@ -290,36 +308,6 @@ def quantise(capability: int, config: fp4_config.Config, top_k: int):
     )  # fmt: skip
 
 
-def multiplying_loops(compiled) -> list[list[str]]:
-    """The instructions of every innermost loop with products."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        text = subprocess.run([tool, "-c", file.name], capture_output=True, text=True).stdout
-    starts: dict[str, int] = {}
-    code: list[str] = []
-    loops: list[tuple[int, int]] = []
-    for line in text.splitlines():
-        if label := re.match(r"(\.L_x_\d+):", line):
-            starts[label[1]] = len(code)
-        elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
-            code.append(instruction[1])
-            back = re.search(r"BRA.*(\.L_x_\d+)", instruction[1])
-            if back and back[1] in starts:
-                loops.append((starts[back[1]], len(code)))
-    taken: list[tuple[int, int]] = []
-    for begin, end in sorted(loops, key=lambda loop: loop[1] - loop[0]):
-        multiplies = any("MMA" in each for each in code[begin:end])
-        if multiplies and all(end <= b or e <= begin for b, e in taken):
-            taken.append((begin, end))
-    return [code[begin:end] for begin, end in taken]
-
-
-def count(loops: list[list[str]], pattern: str) -> int:
-    return sum(bool(re.search(rf"\b({pattern})\b", each)) for loop in loops for each in loop)
-
-
 def route(capability: int):
     pointers = {"scores_ptr": "bf16", "scale_ptr": "bf16", "weights_ptr": "fp32", "ids_ptr": "i32"}
     constants = {"K": 8, "BLOCK_T": 4, "BLOCK_E": 128, "BLOCK_K": 8}
@@ -352,6 +340,11 @@ LOCAL = _config.Shape(256, 1, 8, 2, 256, 2, 768)
 GLOBAL = LOCAL._replace(kv_heads=2, group=8, head_dim=512)
 
 
+MULTIPLY = ("moe_", "lm_head")  # ops whose loops are looked at
+IN_FLIGHT = ("attention_hopper", "moe_hopper")  # ... whose products are waited for by hand
+READ = (*MULTIPLY, *IN_FLIGHT)
+
+
 def main(capability: int) -> None:
     def report(op: str, case: str, compiled) -> None:
         used = compiling.resources(compiled)._asdict()
@@ -359,20 +352,29 @@ def main(capability: int) -> None:
         used["wgmma"] = "wgmma.mma_async" in ptx
         left = re.findall(r"wgmma\.wait_group\S* (\d+)", ptx)
         used["in_flight"] = max(map(int, left), default=0)  # groups of products behind a wait
-        loops = multiplying_loops(compiled) if op.startswith(("moe_", "lm_head")) else []
-        used["moves"] = count(loops, "STS|SHFL|LDG")  # to other threads, and loads that wait
-        used["spills"] = count(loops, "LDL|STL")
+        text = machine_code.disassembled(compiled) if op.startswith(READ) else ""
+        loops = machine_code.multiplying_loops(text) if op.startswith(MULTIPLY) else []
+        used["moves"] = machine_code.count(loops, "STS|SHFL|LDG")  # to others, and loads that wait
+        used["spills"] = machine_code.count(loops, "LDL|STL")
+        used["too_early"] = machine_code.touched_in_flight(text) if op in IN_FLIGHT else []
         used["fp4"] = bool(re.search(r"mma\.\S*kind::mxf4nvf4\.block_scale", ptx))
         print(json.dumps({"op": op, "case": case, "sm": capability, **used}))
 
-    for kv in ("bf16", "fp8e4nv") if capability >= 89 else ("bf16",):
+    for kv in ("bf16", "fp8e4nv") if capability >= 100 else ("bf16",):
         report("attention", f"local split {kv}", attend(capability, LOCAL, 1024, kv, 2))
         report("attention", f"global {kv}", attend(capability, GLOBAL, 0, kv, 1))
-        if kv == "bf16":  # 32 bytes of stack on sm_90 where the cache is FP8
-            report("attention", "global split bf16", attend(capability, GLOBAL, 0, kv, 2))
+        report("attention", f"global split {kv}", attend(capability, GLOBAL, 0, kv, 2))
         pictures = attend(capability, LOCAL, 1024, kv, 1, images=True)
         report("attention", f"local images {kv}", pictures)
+    for kv in ("bf16", "fp8e4nv") if capability >= 89 else ("bf16",):
         report("kv_write", kv, write(capability, kv))
+    if capability == 90:
+        for kv in ("bf16", "i32"):  # i32: four numbers of fp8
+            split = kv == "i32"
+            report("attention_hopper", f"local {kv}", gluon_attention(LOCAL, 1024, kv, split))
+            report("attention_hopper", f"global {kv}", gluon_attention(GLOBAL, 0, kv, not split))
+        pictures = gluon_attention(LOCAL, 1024, "bf16", False, images=True)
+        report("attention_hopper", "local images bf16", pictures)
     report("attention_combine", "local", combine(capability))
     report("row_stats", "bf16", scan(capability))
     report("canvas_parts", "", canvas(capability, canvas_rows.parts, {"BLOCK": 128}, 1))

@@ -28,8 +28,10 @@ class Case(NamedTuple):
     window: int = 0
     page: int = 64
     padding: tuple[int, int] = (0, 0)
+    images: tuple[tuple[int, int, int], ...] = ()
 
 
+SHOWN = ((1, 290, 360), (3, 10, 120))
 MIXED = (
     Request(256, 500),
     Request(77, 300, canvas=False),
@@ -50,6 +52,8 @@ CASES = [
     Case((Request(700, 900, False),), Heads(8, 8, 256), "no grouping", window=256),
     Case((Request(40, 21), Request(2, 5, False)), Heads(16, 1, 512), "group of sixteen"),
     Case((Request(33, 70),), Heads(6, 2, 256), "group of three"),
+    Case(MIXED, LOCAL, "images, local", window=64, images=SHOWN),
+    Case(MIXED, GLOBAL, "images, global", images=SHOWN, padding=(140, 3)),
 ]
 CACHES = pytest.mark.parametrize("kv_dtype", [BF16, FP8], ids=["bf16", "fp8"])
 
@@ -79,7 +83,7 @@ def hopper_gpu() -> torch.device:
 def make(case: Case, kv_dtype: torch.dtype) -> Paged:
     return paged_case(
         case.requests, case.heads, page=case.page, dtype=BF16, kv_dtype=kv_dtype, device="cuda",
-        padding=case.padding,
+        padding=case.padding, images=case.images,
     )  # fmt: skip
 
 
@@ -96,7 +100,7 @@ def test_hopper(
     case: Case, splits: int | None, kv_dtype: torch.dtype, hopper_gpu: torch.device
 ) -> None:
     paged = make(case, kv_dtype)
-    assert hopper.runs((9, 0), paged.q, paged.kv, paged.batch)
+    assert hopper.runs((9, 0), paged.q, paged.kv)
     config = None
     if splits is not None:
         shape = _config.Shape(1, 1, case.heads.kv, 1, case.heads.dim, 2, 1)
@@ -111,11 +115,12 @@ def test_hopper(
 @pytest.mark.gpu
 @CACHES
 @pytest.mark.parametrize("heads", [LOCAL, GLOBAL], ids=["local", "global"])
-def test_batch_invariant(
-    heads: Heads, kv_dtype: torch.dtype, hopper_gpu: torch.device
-) -> None:
+def test_batch_invariant(heads: Heads, kv_dtype: torch.dtype, hopper_gpu: torch.device) -> None:
+    """Whoever else is in the batch, and whether anyone shows an image."""
     paged = make(Case(MIXED, heads, "", page=16), kv_dtype)
+    shown = make(Case(MIXED, heads, "", page=16, images=SHOWN), kv_dtype)
     together = attend(op.paged_attention, paged, 256, batch_invariant=True)
+    beside = attend(op.paged_attention, shown, 256, batch_invariant=True)
     starts = paged.batch.query_start_loc.tolist()
     for i, request in enumerate(MIXED):
         rows = slice(starts[i], starts[i + 1])
@@ -126,10 +131,12 @@ def test_batch_invariant(
             canvas=paged.batch.canvas[i : i + 1],
             max_query_len=request.query_len,
         )
-        alone = Paged(paged.q[rows], paged.kv, batch)
-        assert torch.equal(
-            attend(op.paged_attention, alone, 256, batch_invariant=True), together[rows]
+        alone = attend(
+            op.paged_attention, Paged(paged.q[rows], paged.kv, batch), 256, batch_invariant=True
         )
+        assert torch.equal(alone, together[rows])
+        if i not in [image[0] for image in SHOWN]:
+            assert torch.equal(alone, beside[rows])
 
 
 @pytest.mark.gpu

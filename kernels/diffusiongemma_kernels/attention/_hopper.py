@@ -8,7 +8,6 @@ f16 by the warps that fetch.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -16,18 +15,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from diffusiongemma_kernels.gluon_names import load_async, reinterpret
+from diffusiongemma_kernels.attention._hopper_fetch import (
+    KEYS,
+    STAGE,
+    STAGED,
+    UNIT,
+    WIDTH,
+    fetch,
+    fetch_narrow,
+)
 
 LOWEST = gl.constexpr(-1.0e30)  # a finite start: exp2(LOWEST - LOWEST) is 1, never NaN
 SEARCH = gl.constexpr(128)
 ROWS = gl.constexpr(64)  # of a group
-KEYS = gl.constexpr(64)  # of a tile
-WIDTH = gl.constexpr(256)  # columns of a piece, and of a program's values
-UNIT = gl.constexpr(128)  # elements of the cache, of which every row's place is a multiple
-STAGED = gl.constexpr(2)  # pieces of fp8 on their way
 PIECE = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
-STAGE = gl.constexpr(gl.SwizzledSharedLayout(4, 1, 8, [1, 0]))
-PIECE_WORDS = gl.constexpr(gl.NVMMASharedLayout(128, 32, 2))
 LOGITS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16]))
 WEIGHTS = gl.constexpr(gl.DotOperandLayout(0, SUMS.value, 2))
@@ -44,119 +45,6 @@ def find_request(query_start_loc_ptr, block, N, GROUP: gl.constexpr):
         start = gl.load(query_start_loc_ptr + ids, mask=ids < N, other=0)
         begun += gl.sum(((start * GROUP // (2 * ROWS) + ids <= block) & (ids < N)).to(gl.int32), 0)
     return begun - 1
-
-
-@gluon.jit
-def key_rows(source, tile, LAYOUT: gl.constexpr, PAGE: gl.constexpr):
-    """Where the keys of a tile lie in the cache, in units, and which of them anyone may read."""
-    table_ptr, _, end, key_low, key_high, stride_b, stride_s = source
-    keys = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(1, LAYOUT))  # [KEYS]
-    # Outside this range a page may be foreign or hold NaN.
-    seen = (keys >= key_low) & (keys < key_high) & (tile < end)
-    page = gl.load(table_ptr + keys // PAGE, mask=seen, other=0)
-    return page * stride_b + (keys % PAGE) * stride_s, seen
-
-
-@gluon.jit
-def fetch(
-    k_ptr, v_ptr, source, ring, _,
-    D: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """The pieces in the order of `attend_rows`: a tile's keys, then values of the tile before."""
-    pieces, full, empty = ring
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
-    column = gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))
-    begin, end = source[1], source[2]
-    row, seen = key_rows(source, begin, LAYOUT, PAGE)
-    # Triton takes a name for one that a loop leaves alone where it begins as another's value.
-    last_row, last_seen = row + 0, seen & True
-    it = 0
-    for tile in range(begin, end + 1):
-        next_row, next_seen = key_rows(source, tile + 1, LAYOUT, PAGE)
-        if tile < end:
-            keys = k_ptr + (row.to(gl.int64)[:, None] * UNIT + column[None, :])
-            for j in gl.static_range(D // WIDTH):
-                slot = it % STAGES
-                mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
-                load_async(pieces.index(slot), keys + j * WIDTH, mask=seen[:, None])
-                async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
-                it += 1
-        if tile > begin:
-            values = v_ptr + (last_row.to(gl.int64)[:, None] * UNIT + column[None, :])
-            slot = it % STAGES
-            mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
-            load_async(pieces.index(slot), values, mask=last_seen[:, None])
-            async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
-            it += 1
-        last_row, last_seen = row, seen
-        row, seen = next_row, next_seen
-
-
-@gluon.jit
-def widen(words):
-    """[KEYS, N] words of four e4m3 -> [KEYS, 2 N] of two f16."""
-    low, high = gl.inline_asm_elementwise(
-        "{.reg .b16 a, b; mov.b32 {a, b}, $2;"
-        "cvt.rn.f16x2.e4m3x2 $0, a; cvt.rn.f16x2.e4m3x2 $1, b;}",
-        "=r,=r,r",
-        [words],
-        dtype=(gl.int32, gl.int32),
-        is_pure=True,
-        pack=1,
-    )
-    return gl.reshape(gl.join(low, high), [KEYS, 2 * words.shape[1]])
-
-
-@gluon.jit
-def store_wide(it, staged, ring, LAYOUT: gl.constexpr, STAGES: gl.constexpr):
-    """The `it`th piece, which has come, as f16 into the ring; a quarter at a time for registers."""
-    pieces, full, empty = ring
-    slot = it % STAGES
-    wide = reinterpret(pieces.index(slot), gl.int32, [KEYS, WIDTH // 2], PIECE_WORDS)
-    mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
-    for j in gl.static_range(4):
-        words = staged.index(it % STAGED).slice(j * (WIDTH // 16), WIDTH // 16, dim=1)
-        wide.slice(j * (WIDTH // 8), WIDTH // 8, dim=1).store(widen(words.load(LAYOUT)))
-    fence_async_shared()
-    mbarrier.arrive(full.index(slot), count=1)
-
-
-@gluon.jit
-def fetch_narrow(
-    k_ptr, v_ptr, source, ring, staged,
-    D: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """The same from fp8, by words of four numbers, through a ring of pieces as they are."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [gl.num_warps(), 1], [1, 0])
-    word = gl.arange(0, WIDTH // 4, gl.SliceLayout(0, LAYOUT))
-    begin, end = source[1], source[2]
-    row, seen = key_rows(source, begin, LAYOUT, PAGE)
-    last_row, last_seen = row + 0, seen & True  # as in `fetch`
-    it = 0
-    for tile in range(begin, end + 1):
-        next_row, next_seen = key_rows(source, tile + 1, LAYOUT, PAGE)
-        if tile < end:
-            keys = k_ptr + (row.to(gl.int64)[:, None] * (UNIT // 4) + word[None, :])
-            for j in gl.static_range(D // WIDTH):
-                load_async(staged.index(it % STAGED), keys + j * (WIDTH // 4), mask=seen[:, None])
-                async_copy.commit_group()
-                it += 1
-                if it >= STAGED:
-                    async_copy.wait_group(STAGED - 1)
-                    store_wide(it - STAGED, staged, ring, LAYOUT, STAGES)
-        if tile > begin:
-            values = v_ptr + (last_row.to(gl.int64)[:, None] * (UNIT // 4) + word[None, :])
-            load_async(staged.index(it % STAGED), values, mask=last_seen[:, None])
-            async_copy.commit_group()
-            it += 1
-            if it >= STAGED:
-                async_copy.wait_group(STAGED - 1)
-                store_wide(it - STAGED, staged, ring, LAYOUT, STAGES)
-        last_row, last_seen = row, seen
-        row, seen = next_row, next_seen
-    async_copy.wait_group(0)
-    for rest in range(gl.maximum(it - STAGED + 1, 0), it):
-        store_wide(rest, staged, ring, LAYOUT, STAGES)
 
 
 @gluon.jit
@@ -219,9 +107,9 @@ def soften(logits, top, tile, low, high, all_low, all_high, logit_scale, KIND: g
 def attend_rows(
     tensors, rows, keys, strides, scales, q_pieces, ring,
     WHICH: gl.constexpr, HQ: gl.constexpr, GROUP: gl.constexpr, WINDOW: gl.constexpr,
-    D: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
+    IMAGES: gl.constexpr, D: gl.constexpr, SPLIT: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    q_ptr, out_ptr, partial_ptr, stats_ptr = tensors
+    q_ptr, out_ptr, partial_ptr, stats_ptr, images_ptr = tensors
     row0, row_end, start, head, chunk, cell0, canvas, prefix, seq_len = rows
     begin, end = keys
     stride_qt, stride_qh, stride_ot, stride_oh = strides
@@ -260,6 +148,13 @@ def attend_rows(
             if canvas:
                 low = query * 0 + prefix - (WINDOW - 1)
                 all_low = prefix - (WINDOW - 1)
+        if IMAGES:
+            # An image's row sees it whole: what it sees stays one range.
+            of_image = (start + query).to(gl.int64) * 2
+            live = query * GROUP < row_end
+            low = gl.minimum(low, gl.load(images_ptr + of_image, mask=live, other=2147483647))
+            high = gl.maximum(high, gl.load(images_ptr + of_image + 1, mask=live, other=0))
+            all_low = 2147483647  # no tile is seen by all
 
         logits = multiply_keys(q_pieces, ring, 0, WHICH * COUNT, COUNT, STAGES)
         logits = warpgroup_mma_wait(0, deps=[logits])
@@ -321,6 +216,7 @@ def attend(
     seq_lens_ptr,  # [N]
     block_table_ptr,  # [N / PARTS, max_blocks]
     canvas_ptr,  # [N]
+    images_ptr,  # [T, 2] i32, unused unless IMAGES
     N,
     T,
     logit_scale,  # scale * k_scale * log2(e)
@@ -334,6 +230,7 @@ def attend(
     stride_h,
     stride_table,
     WINDOW: gl.constexpr,
+    IMAGES: gl.constexpr,
     HQ: gl.constexpr,
     GROUP: gl.constexpr,
     D: gl.constexpr,
@@ -371,6 +268,13 @@ def attend(
             if WINDOW > 0:
                 key_low = prefix - (WINDOW - 1)
         key_low = gl.maximum(key_low, 0)
+        if IMAGES:
+            i = row0 + gl.arange(0, 2 * ROWS, IN_FOURS)
+            token = (start + i // GROUP).to(gl.int64)
+            image = gl.load(images_ptr + token * 2, mask=i < row_end, other=2147483647)
+            behind = gl.load(images_ptr + token * 2 + 1, mask=i < row_end, other=0)
+            key_low = gl.minimum(key_low, gl.min(image, 0))
+            key_high = gl.maximum(key_high, gl.max(behind, 0))
 
         first_tile = key_low // KEYS
         last_tile = gl.cdiv(key_high, KEYS)
@@ -403,18 +307,18 @@ def attend(
         keys = (begin, end)
         strides = (stride_qt, stride_qh, stride_ot, stride_oh)
         scales = (logit_scale, v_scale)
-        tensors = (q_ptr, out_ptr, partial_ptr, stats_ptr)
+        tensors = (q_ptr, out_ptr, partial_ptr, stats_ptr, images_ptr)
         gl.warp_specialize(
             [
                 (
                     attend_rows,
-                    (tensors, rows, keys, strides, scales, q_pieces, ring, 0, HQ, GROUP, WINDOW,
-                     D, SPLIT, STAGES),
+                    (tensors, rows, keys, strides, scales, q_pieces, ring, 0,
+                     HQ, GROUP, WINDOW, IMAGES, D, SPLIT, STAGES),
                 ),
                 (
                     attend_rows,
-                    (tensors, rows, keys, strides, scales, q_pieces, ring, 1, HQ, GROUP, WINDOW,
-                     D, SPLIT, STAGES),
+                    (tensors, rows, keys, strides, scales, q_pieces, ring, 1,
+                     HQ, GROUP, WINDOW, IMAGES, D, SPLIT, STAGES),
                 ),
                 (
                     fetch_narrow if NARROW else fetch,

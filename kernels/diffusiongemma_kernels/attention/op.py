@@ -33,11 +33,9 @@ def paged_attention(
     """
     if not q.is_cuda:
         return paged_attention_torch(q, kv, batch, out, window=window, scale=scale)
-    fits = hopper.runs(target.of(q.device).capability, q, kv, batch)
+    fits = hopper.runs(target.of(q.device).capability, q, kv)
     attend = paged_attention_hopper if fits else paged_attention_triton
-    return attend(
-        q, kv, batch, out, window=window, scale=scale, batch_invariant=batch_invariant
-    )
+    return attend(q, kv, batch, out, window=window, scale=scale, batch_invariant=batch_invariant)
 
 
 def paged_attention_torch(
@@ -144,6 +142,7 @@ def paged_attention_hopper(
         batch.seq_lens,
         batch.block_table,
         _bytes(batch.canvas),
+        batch.query_start_loc if batch.images is None else batch.images,
         N,
         shape.tokens,
         scale * kv.k_scale * math.log2(math.e),
@@ -153,6 +152,7 @@ def paged_attention_hopper(
         *key.stride()[:3],
         batch.block_table.stride(0),
         WINDOW=window,
+        IMAGES=batch.images is not None,
         PAGE=key.shape[1],
         PARTS=batch.parts,
         **hopper.constants(shape, kind, cfg),
