@@ -13,7 +13,7 @@ from timed import Timed
 from torch.nn.functional import scaled_dot_product_attention
 
 from diffusiongemma_kernels.attention import _config as attention_config
-from diffusiongemma_kernels.attention.op import paged_attention_triton
+from diffusiongemma_kernels.attention.op import paged_attention, paged_attention_triton
 from diffusiongemma_kernels.kv_write.op import kv_write
 from diffusiongemma_kernels.paged import FP8
 from diffusiongemma_kernels.row_stats import _config as row_stats_config
@@ -52,6 +52,10 @@ ATTENTION = [
     Attention("global, prompt of 8192", (Request(8192, 0, False),), GLOBAL),
     Attention("local over fp8, 1 canvas, prefix 512", CANVAS, LOCAL, 64, FP8),
     Attention("global over fp8, 1 canvas, prefix 512", CANVAS, GLOBAL, 64, FP8),
+    Attention("local over fp8, 8 canvases, prefix 512", CANVAS * 8, LOCAL, 64, FP8),
+    Attention("global over fp8, 8 canvases, prefix 512", CANVAS * 8, GLOBAL, 64, FP8),
+    Attention("global over fp8, 1 canvas, prefix 131072", (Request(256, 131072),), GLOBAL, 64, FP8),
+    Attention("global over fp8, prompt of 8192", (Request(8192, 0, False),), GLOBAL, 64, FP8),
 ]
 
 
@@ -129,13 +133,17 @@ def attention(sweep: bool) -> Iterator[Timed]:
 
         for config in configs:
 
-            def run(paged=paged, out=out, window=window, config=config):
+            def triton(paged=paged, out=out, window=window, config=config):
                 paged_attention_triton(*paged, out, window=window, scale=1.0, config=config)
 
-            name = f"{case.name}, {tuple(config)}" if config else case.name
-            facts = {} if sweep else sdpa_time(case, window)
-            other = None if sweep else unified(paged, window)
-            yield Timed(name, run, flops=flops, baseline=other, facts=facts)
+            def run(paged=paged, out=out, window=window):
+                paged_attention(*paged, out, window=window, scale=1.0)
+
+            if sweep:
+                yield Timed(f"{case.name}, {tuple(config)}", triton, flops=flops)
+                continue
+            facts = sdpa_time(case, window) | {"Triton us": vocabulary_cases.microseconds(triton)}
+            yield Timed(case.name, run, flops=flops, baseline=unified(paged, window), facts=facts)
 
 
 def attention_configs(dim: int) -> Iterator[attention_config.Config]:

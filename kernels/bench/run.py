@@ -22,9 +22,13 @@ from cases import OPS, Timed  # noqa: E402
 # (GB/s, dense bf16 TFLOP/s) seen on the GPU by plain copies and products, not the data sheet's.
 CEILINGS = {"H200": (4300, 790), "H100": (2900, 700)}
 
+# Further tests of an op, by file.
+BESIDE = {"row_stats": "noise", "attention": "attention_hopper", "moe_gemm": "moe_hopper"}
+
 
 def tests_pass(op: str) -> bool:
-    paths = [f"tests/kernels/test_{op}.py"] + ["tests/kernels/test_noise.py"] * (op == "row_stats")
+    names = [op, *([BESIDE[op]] if op in BESIDE else [])]
+    paths = [f"tests/kernels/test_{name}.py" for name in names]
     marked = any("mark.gpu" in (ROOT / path).read_text() for path in paths)
     # A file without that mark runs all its tests on the GPU that is there.
     command = [sys.executable, "-m", "pytest", "-q", *(["-m", "gpu"] if marked else []), *paths]
