@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.ready-$(shell cat cpu.lock pyproject.toml | cksum | cut -d' ' -f1)
 BIN := $(VENV)/bin
+# Images set it; then each of CI's thirty processes compiles thousands of modules again.
+unexport PYTHONDONTWRITEBYTECODE
 # Reading all tests to take a tenth of them costs each worker fifteen seconds.
 SERVED = $(shell grep -rlw --include='test_*.py' 'mark.engine' tests | grep -v ^tests/engine/ | sort)
 
