@@ -40,24 +40,27 @@ async def ask_alone(url: str, pool: Pool) -> None:
             pool.alone[kind.name] = known[kind.drawn]
 
 
-async def run(url: str, pool: Pool, clients: int, going: Callable[[], bool]) -> list[Record]:
-    """Ask while ``going()``, then let what runs end."""
+async def run(
+    url: str, pool: Pool, clients: int, going: Callable[[], bool], every: float = 0.0
+) -> list[Record]:
+    """Ask while ``going()``, then let what runs end.
+
+    every: seconds from one request of a client to its next, all clients' at once; 0 for no pause.
+    """
     records: list[Record] = []
+    began = time.monotonic()
+
+    async def client(random: Random) -> None:
+        while going():
+            kind = random.choices(KINDS, [one.share for one in KINDS])[0]
+            place = random.randrange(len(pool.bodies[kind.name]))
+            records.append(await _one(http, kind, pool, place))
+            if every:
+                await asyncio.sleep(every - (time.monotonic() - began) % every)
+
     async with ask.client(url) as http:
-        await asyncio.gather(*(
-            _client(http, pool, Random(number), going, records) for number in range(clients)
-        ))
+        await asyncio.gather(*(client(Random(number)) for number in range(clients)))
     return records
-
-
-async def _client(
-    http: httpx.AsyncClient, pool: Pool, random: Random, going: Callable[[], bool],
-    records: list[Record],
-) -> None:
-    while going():
-        kind = random.choices(KINDS, [one.share for one in KINDS])[0]
-        place = random.randrange(len(pool.bodies[kind.name]))
-        records.append(await _one(http, kind, pool, place))
 
 
 async def _one(http: httpx.AsyncClient, kind: Kind, pool: Pool, place: int) -> Record:

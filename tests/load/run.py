@@ -20,7 +20,6 @@ from threading import Event, Thread
 import faults
 import load
 import server as served
-import vllm
 from report import Report
 
 from diffusiongemma_vllm.cli.eval import processor
@@ -53,36 +52,39 @@ class MemoryLog:
         self._thread.join()
 
 
-def where(args: argparse.Namespace) -> str:
+def where(args: argparse.Namespace, server: Server) -> str:
     """The machine, the versions and the settings of a run."""
     versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    pace = f" at once every {args.every:g} s" if args.every else ""
     return (
-        f"{processor()}, FP32; vLLM {vllm.__version__}, {versions}, Python "
-        f"{platform.python_version()}; {CLIENTS} clients, {args.pool} different requests of a "
-        f"kind, seed {args.seed}; server: `{shlex.join(served.OWN)}`"
+        f"{processor()}, FP32; vLLM {served.vllm_version(server)}, {versions}, Python "
+        f"{platform.python_version()}; {CLIENTS} clients{pace}, {args.pool} different requests of "
+        f"a kind, seed {args.seed}; server: `{shlex.join(served.OWN)}`"
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--every", type=float, default=0.0, metavar="SECONDS",
+                        help="a request of every client at once, so often; 0: without pause")
     parser.add_argument("--pool", type=int, default=6, help="different requests of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the report there too")
     args = parser.parse_args()
-    here = where(args)
     pool = load.draw(args.seed, args.pool)
     began = time.monotonic()
     victim = served.start()  # starts while the other one works
     with victim, served.running() as server:
         print(f"serving, log {server.log}", flush=True)
+        here = where(args, server)
         asyncio.run(load.ask_alone(server.url, pool))
         print(f"every request has been asked alone, {time.monotonic() - began:.0f} s", flush=True)
         began = time.monotonic()
         with MemoryLog(server) as memory:
             until = began + 60 * args.minutes
             records = asyncio.run(
-                load.run(server.url, pool, CLIENTS, lambda: time.monotonic() < until)
+                load.run(server.url, pool, CLIENTS, lambda: time.monotonic() < until, args.every)
             )
         seconds = time.monotonic() - began
         left = served.at_rest(server)
