@@ -6,14 +6,22 @@ BIN := $(VENV)/bin
 # Images set it; then each of CI's thirty processes compiles thousands of modules again.
 unexport PYTHONDONTWRITEBYTECODE
 # Reading all tests to take a tenth of them costs each worker fifteen seconds.
-SERVED = $(shell grep -rlw --include='test_*.py' 'mark.engine' tests | grep -v ^tests/engine/ | sort)
+SERVED = $(shell grep -rlw --include='test_*.py' 'mark.engine' tests | \
+  grep -v -e ^tests/engine/ -e ^tests/load/ | sort)
 
-.PHONY: demo test quick unit long lint setup
+.PHONY: demo test quick unit load engines long lint setup
 
 demo: setup
 	$(BIN)/diffusiongemma-vllm demo
 
 test: quick
+	$(MAKE) --jobs 2 load engines
+
+# At CI's pace it waits for most of its five minutes.
+load: setup
+	$(BIN)/python -m pytest -q -rP -m "not long" tests/load/test_load.py
+
+engines: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" tests/engine
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 	  -m "engine and not long" $(filter tests/server/%,$(SERVED)) $(filter-out tests/server/%,$(SERVED))
