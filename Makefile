@@ -22,7 +22,7 @@ load: setup
 	$(BIN)/python -m pytest -q -rP -m "not long" tests/load/test_load.py
 
 engines: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long" tests/engine
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long" tests/engine
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
 	  -m "engine and not long" $(filter tests/server/%,$(SERVED)) $(filter-out tests/server/%,$(SERVED))
 
