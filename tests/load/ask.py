@@ -9,6 +9,8 @@ from diffusiongemma_vllm.evaluation import turns
 
 CHAT = "/v1/chat/completions"
 HANG = 300.0  # seconds without a byte until a request counts as lost
+# vLLM hangs up after five seconds without a request: one that is sent at that moment is lost.
+IDLE = 2.0
 
 
 class Refused(Exception):
@@ -20,7 +22,9 @@ class Refused(Exception):
 
 
 def client(url: str) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=32, keepalive_expiry=IDLE
+    )
     return httpx.AsyncClient(base_url=url, timeout=HANG, limits=limits)
 
 
