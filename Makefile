@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/diffusiongemma-vllm demo
 
 test: quick
-	$(MAKE) --jobs 2 load engines
+	$(MAKE) --jobs 2 --keep-going load engines
 
 # At CI's pace it waits for most of its five minutes.
 load: setup
