@@ -83,7 +83,8 @@ def gluon_attention(shape: _config.Shape, window: int, kv: str, split: bool, ima
     scalars = divisible(*strides) | dict.fromkeys(("logit_scale", "v_scale"), "fp32")
     scalars |= {"N": "i32", "T": "i32"}
     constants = {"WINDOW": window, "IMAGES": images, "PAGE": 64, "PARTS": 2}
-    constants |= attention_hopper.constants(shape, kind, config)
+    constants |= _config.constants(shape, config)
+    constants |= attention_hopper.constants(shape.head_dim, kind)
     launch = {"num_warps": config.warps, "maxnreg": attention_hopper.LAUNCH}
     return compiling.compile_for(
         _hopper_attention.attend, pointers, scalars, constants, capability=90, **launch

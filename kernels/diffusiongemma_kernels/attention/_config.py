@@ -122,3 +122,14 @@ def choose(
     room = processors * together(chosen, shape.head_dim, shape.element, capability)
     tiles = row_tiles(shape.tokens, shape.requests, shape.group, chosen.block_m)
     return Config(*chosen, splits(shape, chosen, tiles, room, min_tiles), min_tiles)
+
+
+def constants(shape: Shape, config: Config) -> dict[str, int]:
+    """What both kernels have compiled in of these."""
+    return {
+        "HQ": shape.kv_heads * shape.group,
+        "GROUP": shape.group,
+        "D": shape.head_dim,
+        "SPLIT": config.splits > 1,
+        "MIN_TILES": config.min_tiles,
+    }

@@ -15,6 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from diffusiongemma_kernels.attention import hopper
 from diffusiongemma_kernels.attention._hopper_fetch import (
     KEYS,
     STAGE,
@@ -22,12 +23,11 @@ from diffusiongemma_kernels.attention._hopper_fetch import (
     UNIT,
     WIDTH,
     fetch,
-    fetch_narrow,
 )
 
 LOWEST = gl.constexpr(-1.0e30)  # a finite start: exp2(LOWEST - LOWEST) is 1, never NaN
 SEARCH = gl.constexpr(128)
-ROWS = gl.constexpr(64)  # of a group
+ROWS = gl.constexpr(hopper.ROWS)
 PIECE = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
 LOGITS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16]))
@@ -299,8 +299,9 @@ def attend(
         ring = (pieces, full, empty)
         table_ptr = block_table_ptr + (request // PARTS).to(gl.int64) * stride_table
         ELEMENTS: gl.constexpr = UNIT // 4 if NARROW else UNIT
-        units = (stride_b // ELEMENTS, stride_s // ELEMENTS)
-        source = (table_ptr, begin, end, key_low, key_high, units[0], units[1])
+        source = (
+            table_ptr, begin, end, key_low, key_high, stride_b // ELEMENTS, stride_s // ELEMENTS,
+        )  # fmt: skip
         k_ptr += head * stride_h
         v_ptr += head * stride_h + chunk * (WIDTH // 4 if NARROW else WIDTH)
         rows = (row0, row_end, start, head, chunk, split * T, canvas, prefix, seq_len)
@@ -320,10 +321,7 @@ def attend(
                     (tensors, rows, keys, strides, scales, q_pieces, ring, 1,
                      HQ, GROUP, WINDOW, IMAGES, D, SPLIT, STAGES),
                 ),
-                (
-                    fetch_narrow if NARROW else fetch,
-                    (k_ptr, v_ptr, source, ring, staged, D, PAGE, STAGES),
-                ),
+                (fetch, (k_ptr, v_ptr, source, ring, staged, D, PAGE, NARROW, STAGES)),
             ],
             [4, FETCHING],
             [ATTENDING_REGISTERS, FETCHING_REGISTERS],

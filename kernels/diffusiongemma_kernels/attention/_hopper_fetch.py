@@ -5,11 +5,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
+from diffusiongemma_kernels.attention import hopper
 from diffusiongemma_kernels.gluon_names import load_async, reinterpret
 
-KEYS = gl.constexpr(64)  # of a tile
-WIDTH = gl.constexpr(256)  # columns of a piece, and of a program's values
-UNIT = gl.constexpr(128)  # elements of the cache, of which every row's place is a multiple
+KEYS = gl.constexpr(hopper.KEYS)
+WIDTH = gl.constexpr(hopper.WIDTH)
+UNIT = gl.constexpr(hopper.UNIT)
 STAGED = gl.constexpr(2)  # pieces of fp8 on their way
 STAGE = gl.constexpr(gl.SwizzledSharedLayout(4, 1, 8, [1, 0]))
 PIECE_WORDS = gl.constexpr(gl.NVMMASharedLayout(128, 32, 2))
@@ -24,41 +25,6 @@ def key_rows(source, tile, LAYOUT: gl.constexpr, PAGE: gl.constexpr):
     seen = (keys >= key_low) & (keys < key_high) & (tile < end)
     page = gl.load(table_ptr + keys // PAGE, mask=seen, other=0)
     return page * stride_b + (keys % PAGE) * stride_s, seen
-
-
-@gluon.jit
-def fetch(
-    k_ptr, v_ptr, source, ring, _,
-    D: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """The pieces in the order of `attend_rows`: a tile's keys, then values of the tile before."""
-    pieces, full, empty = ring
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
-    column = gl.arange(0, WIDTH, gl.SliceLayout(0, LAYOUT))
-    begin, end = source[1], source[2]
-    row, seen = key_rows(source, begin, LAYOUT, PAGE)
-    # Triton takes a name for one that a loop leaves alone where it begins as another's value.
-    last_row, last_seen = row + 0, seen & True
-    it = 0
-    for tile in range(begin, end + 1):
-        next_row, next_seen = key_rows(source, tile + 1, LAYOUT, PAGE)
-        if tile < end:
-            keys = k_ptr + (row.to(gl.int64)[:, None] * UNIT + column[None, :])
-            for j in gl.static_range(D // WIDTH):
-                slot = it % STAGES
-                mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
-                load_async(pieces.index(slot), keys + j * WIDTH, mask=seen[:, None])
-                async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
-                it += 1
-        if tile > begin:
-            values = v_ptr + (last_row.to(gl.int64)[:, None] * UNIT + column[None, :])
-            slot = it % STAGES
-            mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
-            load_async(pieces.index(slot), values, mask=last_seen[:, None])
-            async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
-            it += 1
-        last_row, last_seen = row, seen
-        row, seen = next_row, next_seen
 
 
 @gluon.jit
@@ -91,38 +57,61 @@ def store_wide(it, staged, ring, LAYOUT: gl.constexpr, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def fetch_narrow(
-    k_ptr, v_ptr, source, ring, staged,
-    D: gl.constexpr, PAGE: gl.constexpr, STAGES: gl.constexpr,
+def fetch_piece(
+    it, ptrs, seen, staged, ring,
+    LAYOUT: gl.constexpr, NARROW: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """The same from fp8, by words of four numbers, through a ring of pieces as they are."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [gl.num_warps(), 1], [1, 0])
-    word = gl.arange(0, WIDTH // 4, gl.SliceLayout(0, LAYOUT))
+    """The `it`th piece into the ring; from fp8 as it is, and the one STAGED - 1 before widened."""
+    if NARROW:
+        load_async(staged.index(it % STAGED), ptrs, mask=seen[:, None])
+        async_copy.commit_group()
+        if it + 1 >= STAGED:
+            async_copy.wait_group(STAGED - 1)
+            store_wide(it + 1 - STAGED, staged, ring, LAYOUT, STAGES)
+    else:
+        pieces, full, empty = ring
+        slot = it % STAGES
+        mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
+        load_async(pieces.index(slot), ptrs, mask=seen[:, None])
+        async_copy.mbarrier_arrive(full.index(slot), increment_count=False)
+
+
+@gluon.jit
+def fetch(
+    k_ptr, v_ptr, source, ring, staged,
+    D: gl.constexpr, PAGE: gl.constexpr, NARROW: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The pieces in the order of `attend_rows`: a tile's keys, then values of the tile before.
+
+    From fp8 (NARROW) by words of four numbers, through a ring of pieces as they are.
+    """
+    LAYOUT: gl.constexpr = (
+        gl.BlockedLayout([1, 4], [8, 4], [gl.num_warps(), 1], [1, 0])
+        if NARROW
+        else gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
+    )
+    PACKED: gl.constexpr = 4 if NARROW else 1  # elements of what is loaded
+    column = gl.arange(0, WIDTH // PACKED, gl.SliceLayout(0, LAYOUT))
     begin, end = source[1], source[2]
     row, seen = key_rows(source, begin, LAYOUT, PAGE)
-    last_row, last_seen = row + 0, seen & True  # as in `fetch`
+    # Triton takes a name for one that a loop leaves alone where it begins as another's value.
+    last_row, last_seen = row + 0, seen & True
     it = 0
     for tile in range(begin, end + 1):
         next_row, next_seen = key_rows(source, tile + 1, LAYOUT, PAGE)
         if tile < end:
-            keys = k_ptr + (row.to(gl.int64)[:, None] * (UNIT // 4) + word[None, :])
+            keys = k_ptr + (row.to(gl.int64)[:, None] * (UNIT // PACKED) + column[None, :])
             for j in gl.static_range(D // WIDTH):
-                load_async(staged.index(it % STAGED), keys + j * (WIDTH // 4), mask=seen[:, None])
-                async_copy.commit_group()
+                here = keys + j * (WIDTH // PACKED)
+                fetch_piece(it, here, seen, staged, ring, LAYOUT, NARROW, STAGES)
                 it += 1
-                if it >= STAGED:
-                    async_copy.wait_group(STAGED - 1)
-                    store_wide(it - STAGED, staged, ring, LAYOUT, STAGES)
         if tile > begin:
-            values = v_ptr + (last_row.to(gl.int64)[:, None] * (UNIT // 4) + word[None, :])
-            load_async(staged.index(it % STAGED), values, mask=last_seen[:, None])
-            async_copy.commit_group()
+            values = v_ptr + (last_row.to(gl.int64)[:, None] * (UNIT // PACKED) + column[None, :])
+            fetch_piece(it, values, last_seen, staged, ring, LAYOUT, NARROW, STAGES)
             it += 1
-            if it >= STAGED:
-                async_copy.wait_group(STAGED - 1)
-                store_wide(it - STAGED, staged, ring, LAYOUT, STAGES)
         last_row, last_seen = row, seen
         row, seen = next_row, next_seen
-    async_copy.wait_group(0)
-    for rest in range(gl.maximum(it - STAGED + 1, 0), it):
-        store_wide(rest, staged, ring, LAYOUT, STAGES)
+    if NARROW:
+        async_copy.wait_group(0)
+        for rest in range(gl.maximum(it - STAGED + 1, 0), it):
+            store_wide(rest, staged, ring, LAYOUT, STAGES)

@@ -9,13 +9,16 @@ from diffusiongemma_kernels.attention import _config
 from diffusiongemma_kernels.attention._config import Config, Shape, Tile
 from diffusiongemma_kernels.paged import FP8, PagedKV
 
-UNIT = 128  # elements of the cache: every page and every row of one begins at a multiple
+ROWS = 64  # of either group of a program that attends
+KEYS = 64  # of a tile
+WIDTH = 256  # columns of a piece, and of a program's values
+UNIT = 128  # elements of the cache, of which every row's place is a multiple
 FETCHING = 4  # warps, beside eight that attend
 LAUNCH = 168  # registers a thread, before the warps divide them
 
 
 class Plan(NamedTuple):
-    stages: int  # of 64 keys times 256 columns; with the queries they fill shared memory
+    stages: int  # of KEYS times WIDTH; with the queries they fill shared memory
     attending: int  # registers a thread
     fetching: int
 
@@ -44,7 +47,7 @@ def choose(
 ) -> Config:
     """A program takes a whole processor.  Rows count as if tiles were full, as canvases' are."""
     stages = PLANS[shape.head_dim, kv_dtype == FP8].stages
-    tile = Tile(block_m=128, block_n=64, block_dv=256, warps=4, stages=stages)
+    tile = Tile(2 * ROWS, KEYS, block_dv=WIDTH, warps=4, stages=stages)
     if batch_invariant:
         return Config(*tile, splits=1, min_tiles=1)
     row_tiles = -(-shape.tokens * shape.group // tile.block_m)
@@ -52,18 +55,13 @@ def choose(
     return Config(*tile, _config.splits(shape, tile, row_tiles, processors, min_tiles), min_tiles)
 
 
-def constants(shape: Shape, kv_dtype: torch.dtype, config: Config) -> dict[str, int]:
-    """What is compiled in, beside what the cache and the step look like."""
+def constants(head_dim: int, kv_dtype: torch.dtype) -> dict[str, int]:
+    """What is compiled in beside `_config.constants`."""
     narrow = kv_dtype == FP8
-    plan = PLANS[shape.head_dim, narrow]
+    plan = PLANS[head_dim, narrow]
     return {
-        "HQ": shape.kv_heads * shape.group,
-        "GROUP": shape.group,
-        "D": shape.head_dim,
-        "SPLIT": config.splits > 1,
-        "MIN_TILES": config.min_tiles,
         "NARROW": narrow,
-        "STAGES": config.stages,
+        "STAGES": plan.stages,
         "FETCHING": FETCHING,
         "ATTENDING_REGISTERS": plan.attending,
         "FETCHING_REGISTERS": plan.fetching,

@@ -1,6 +1,7 @@
 """Paged attention in which every request says whether its rows are a canvas."""
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,53 +60,20 @@ def paged_attention_triton(
 ) -> Tensor:
     """The same by Triton.  `config` overrides the table, for tests and for the bench."""
     _check(q, kv, batch, out, window, scale)
-    N = batch.seq_lens.shape[0]
-    if q.numel() == 0 or N == 0:
-        return out
     gpu = target.of(q.device)
     assert kv.key.dtype != FP8 or gpu.capability >= (8, 9), "an fp8 cache needs sm_89 or newer"
     shape = _shape(q, kv, batch, window)
     cfg = config or _config.choose(shape, gpu.capability, gpu.processors, batch_invariant)
-    partial, stats = _partial(q, out, cfg)
-    _kernel.attend[_grid(shape, cfg)](
-        q,
-        kv.key,
-        kv.value,
-        out,
-        partial,
-        stats,
-        batch.query_start_loc,
-        batch.seq_lens,
-        batch.block_table,
-        _bytes(batch.canvas),
-        batch.query_start_loc if batch.images is None else batch.images,
-        N,
-        shape.tokens,
-        scale * kv.k_scale * math.log2(math.e),
-        kv.v_scale,
-        *q.stride()[:2],
-        *out.stride()[:2],
-        *kv.key.stride()[:3],
-        *kv.value.stride()[:3],
-        batch.block_table.stride(0),
-        WINDOW=window,
-        IMAGES=batch.images is not None,
-        HQ=q.shape[1],
-        GROUP=shape.group,
-        D=shape.head_dim,
-        PAGE=kv.key.shape[1],
-        PARTS=batch.parts,
-        BLOCK_M=cfg.block_m,
-        BLOCK_N=cfg.block_n,
-        BLOCK_DV=cfg.block_dv,
-        SPLIT=cfg.splits > 1,
-        MIN_TILES=cfg.min_tiles,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=cfg.warps,
-        num_stages=cfg.stages,
-    )
-    _combine(partial, stats, kv, batch, out, cfg)
-    return out
+    options = {
+        "WINDOW": window,
+        "BLOCK_M": cfg.block_m,
+        "BLOCK_N": cfg.block_n,
+        "BLOCK_DV": cfg.block_dv,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "num_stages": cfg.stages,
+    }
+    strides = *kv.key.stride()[:3], *kv.value.stride()[:3]
+    return _launch(_Way(_kernel.attend, strides, options), q, kv, batch, out, shape, cfg, scale)
 
 
 def paged_attention_hopper(
@@ -123,43 +91,88 @@ def paged_attention_hopper(
     from diffusiongemma_kernels.attention import _hopper
 
     _check(q, kv, batch, out, window, scale)
-    N = batch.seq_lens.shape[0]
+    kind = kv.key.dtype
+    shape = _shape(q, kv, batch, window)
+    cfg = config or hopper.choose(shape, kind, target.of(q.device).processors, batch_invariant)
+    options = hopper.constants(shape.head_dim, kind) | {"WINDOW": window, "maxnreg": hopper.LAUNCH}
+    if kind == FP8:
+        kv = kv._replace(key=kv.key.view(torch.int32), value=kv.value.view(torch.int32))
+    way = _Way(_hopper.attend, kv.key.stride()[:3], options)
+    return _launch(way, q, kv, batch, out, shape, cfg, scale)
+
+
+class _Way(NamedTuple):
+    kernel: Any
+    strides: tuple[int, ...]  # of the cache, as this kernel takes them
+    options: dict[str, Any]  # what only this kernel takes
+
+
+def _launch(
+    way: _Way,
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    out: Tensor,
+    shape: _config.Shape,
+    cfg: Config,
+    scale: float,
+) -> Tensor:
+    """Either kernel, and what adds its splits up."""
+    T, HQ, D = q.shape
+    N = shape.requests
     if q.numel() == 0 or N == 0:
         return out
-    shape = _shape(q, kv, batch, window)
-    kind = kv.key.dtype
-    cfg = config or hopper.choose(shape, kind, target.of(q.device).processors, batch_invariant)
-    key, value = (t.view(torch.int32) if kind == FP8 else t for t in kv[:2])
-    partial, stats = _partial(q, out, cfg)
-    _hopper.attend[_grid(shape, cfg)](
+    partial, stats = out, out
+    if cfg.splits > 1:
+        partial = torch.empty((cfg.splits, T, HQ, D), dtype=torch.float32, device=q.device)
+        stats = torch.empty((cfg.splits, T, HQ, 2), dtype=torch.float32, device=q.device)
+    grid = (
+        _config.row_tiles(T, N, shape.group, cfg.block_m),
+        shape.kv_heads * (D // cfg.block_dv),
+        cfg.splits,
+    )
+    way.kernel[grid](
         q,
-        key,
-        value,
+        kv.key,
+        kv.value,
         out,
         partial,
         stats,
         batch.query_start_loc,
         batch.seq_lens,
         batch.block_table,
-        _bytes(batch.canvas),
+        batch.canvas.view(torch.uint8) if batch.canvas.dtype == torch.bool else batch.canvas,
         batch.query_start_loc if batch.images is None else batch.images,
         N,
-        shape.tokens,
+        T,
         scale * kv.k_scale * math.log2(math.e),
         kv.v_scale,
         *q.stride()[:2],
         *out.stride()[:2],
-        *key.stride()[:3],
+        *way.strides,
         batch.block_table.stride(0),
-        WINDOW=window,
         IMAGES=batch.images is not None,
-        PAGE=key.shape[1],
+        PAGE=kv.key.shape[1],
         PARTS=batch.parts,
-        **hopper.constants(shape, kind, cfg),
+        **_config.constants(shape, cfg),
+        **way.options,
         num_warps=cfg.warps,
-        maxnreg=hopper.LAUNCH,
     )
-    _combine(partial, stats, kv, batch, out, cfg)
+    if cfg.splits > 1:
+        _kernel.combine[(T, HQ)](
+            partial,
+            stats,
+            out,
+            batch.query_start_loc,
+            N,
+            T,
+            kv.v_scale,
+            *out.stride()[:2],
+            HQ=HQ,
+            D=D,
+            SPLITS=cfg.splits,
+            num_warps=2,
+        )
     return out
 
 
@@ -170,46 +183,6 @@ def _shape(q: Tensor, kv: PagedKV, batch: Batch, window: int) -> _config.Shape:
     if window and batch.images is None:
         keys = min(keys, window - 1 + batch.max_query_len)
     return _config.Shape(T, len(batch.seq_lens), HKV, HQ // HKV, D, q.element_size(), keys)
-
-
-def _grid(shape: _config.Shape, cfg: Config) -> tuple[int, int, int]:
-    tiles = _config.row_tiles(shape.tokens, shape.requests, shape.group, cfg.block_m)
-    return tiles, shape.kv_heads * (shape.head_dim // cfg.block_dv), cfg.splits
-
-
-def _bytes(flags: Tensor) -> Tensor:
-    return flags.view(torch.uint8) if flags.dtype == torch.bool else flags
-
-
-def _partial(q: Tensor, out: Tensor, cfg: Config) -> tuple[Tensor, Tensor]:
-    """Where splits leave their sums, and their maxima with what they sum to."""
-    if cfg.splits == 1:
-        return out, out
-    T, HQ, D = q.shape
-    partial = torch.empty((cfg.splits, T, HQ, D), dtype=torch.float32, device=q.device)
-    return partial, partial.new_empty((cfg.splits, T, HQ, 2))
-
-
-def _combine(
-    partial: Tensor, stats: Tensor, kv: PagedKV, batch: Batch, out: Tensor, cfg: Config
-) -> None:
-    if cfg.splits == 1:
-        return
-    T, HQ, D = out.shape
-    _kernel.combine[(T, HQ)](
-        partial,
-        stats,
-        out,
-        batch.query_start_loc,
-        len(batch.seq_lens),
-        T,
-        kv.v_scale,
-        *out.stride()[:2],
-        HQ=HQ,
-        D=D,
-        SPLITS=cfg.splits,
-        num_warps=2,
-    )
 
 
 def _check(q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, window: int, scale: float) -> None:
