@@ -45,6 +45,16 @@ def device() -> str:
     return "cpu" if INTERPRETED else "cuda"
 
 
+@pytest.fixture
+def hopper_gpu() -> torch.device:
+    from diffusiongemma_kernels import target
+
+    device = torch.device("cuda")
+    if target.of(device).capability[0] != 9:
+        pytest.skip("needs a Hopper GPU")
+    return device
+
+
 @pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan():
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,35 +1,15 @@
 """Paged attention by Triton and on the CPU against its reference."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 
 from diffusiongemma_kernels.attention import _config, op, reference
 from diffusiongemma_kernels.attention._config import Config
+from diffusiongemma_kernels.attention.testing import Case, attend, check, make, rows_of
 from diffusiongemma_kernels.paged import FP8
-from diffusiongemma_kernels.testing import (
-    ATTENTION,
-    Heads,
-    Paged,
-    Request,
-    assert_close,
-    paged_case,
-)
+from diffusiongemma_kernels.testing import Heads, Paged, Request, paged_case
 
 HALF = torch.float16  # the interpreter has no bfloat16 products
-
-
-class Case(NamedTuple):
-    requests: tuple[Request, ...]
-    heads: Heads
-    why: str
-    window: int = 0
-    page: int = 16
-    dtype: torch.dtype = torch.float32
-    kv_dtype: torch.dtype | None = None
-    padding: tuple[int, int] = (0, 0)
-    images: tuple[tuple[int, int, int], ...] = ()
 
 
 MIXED = (
@@ -64,33 +44,6 @@ CASES = [
     Case(MIXED, SMALL, "f16 over fp8", window=20, dtype=HALF, kv_dtype=FP8),
     Case(MIXED, SMALL, "f32 over fp8", kv_dtype=FP8),
 ]
-
-
-def make(case: Case, device: str = "cpu") -> Paged:
-    return paged_case(
-        case.requests,
-        case.heads,
-        page=case.page,
-        dtype=case.dtype,
-        kv_dtype=case.kv_dtype,
-        device=device,
-        padding=case.padding,
-        images=case.images,
-    )
-
-
-def attend(function, paged: Paged, window: int, **options) -> torch.Tensor:
-    out = torch.full_like(paged.q, float("nan"))
-    return function(*paged, out, window=window, scale=1.0, **options)
-
-
-def check(got: torch.Tensor, want: torch.Tensor, rows: int) -> None:
-    assert_close(got[:rows], want[:rows], ATTENTION[got.dtype])
-    assert got[rows:].isnan().all(), "rows of no request were written"
-
-
-def rows_of(case: Case) -> int:
-    return sum(r.query_len for r in case.requests)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.why)

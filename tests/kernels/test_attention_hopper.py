@@ -1,36 +1,15 @@
 """Attention in Gluon: Triton's interpreter does not run it, so a Hopper GPU is needed."""
 
-from typing import NamedTuple
-
 import pytest
 import torch
 
-from diffusiongemma_kernels import target
-from diffusiongemma_kernels.attention import _config, hopper, op, reference
+from diffusiongemma_kernels.attention import _config, hopper, op, reference, testing
+from diffusiongemma_kernels.attention.testing import Case, attend, check, rows_of
 from diffusiongemma_kernels.paged import FP8
-from diffusiongemma_kernels.testing import (
-    ATTENTION,
-    Heads,
-    Paged,
-    Request,
-    assert_close,
-    paged_case,
-)
+from diffusiongemma_kernels.testing import Heads, Paged, Request
 
 BF16 = torch.bfloat16
 LOCAL, GLOBAL = Heads(16, 8, 256), Heads(16, 2, 512)
-
-
-class Case(NamedTuple):
-    requests: tuple[Request, ...]
-    heads: Heads
-    why: str
-    window: int = 0
-    page: int = 64
-    padding: tuple[int, int] = (0, 0)
-    images: tuple[tuple[int, int, int], ...] = ()
-
-
 SHOWN = ((1, 290, 360), (3, 10, 120))
 MIXED = (
     Request(256, 500),
@@ -40,20 +19,20 @@ MIXED = (
     Request(100, 0),
 )
 CASES = [
-    Case((Request(256, 512),), LOCAL, "one canvas, local", window=1024),
-    Case((Request(256, 512),), GLOBAL, "one canvas, global"),
-    Case((Request(256, 256),) * 9, LOCAL, "more tiles than processors", window=1024),
+    Case((Request(256, 512),), LOCAL, "one canvas, local", window=1024, page=64),
+    Case((Request(256, 512),), GLOBAL, "one canvas, global", page=64),
+    Case((Request(256, 256),) * 9, LOCAL, "more tiles than processors", window=1024, page=64),
     Case(MIXED, LOCAL, "mixed, local", window=1024, page=16),
     Case(MIXED, LOCAL, "mixed, a window shorter than a tile", window=30, page=32),
     Case(MIXED, GLOBAL, "mixed, global", page=16),
     Case(MIXED, GLOBAL, "padded rows and requests", page=32, padding=(140, 3)),
-    Case((Request(1, 0, False),), LOCAL, "one row", window=1024),
-    Case((Request(1, 3000),), GLOBAL, "one row behind many"),
-    Case((Request(700, 900, False),), Heads(8, 8, 256), "no grouping", window=256),
-    Case((Request(40, 21), Request(2, 5, False)), Heads(16, 1, 512), "group of sixteen"),
-    Case((Request(33, 70),), Heads(6, 2, 256), "group of three"),
-    Case(MIXED, LOCAL, "images, local", window=64, images=SHOWN),
-    Case(MIXED, GLOBAL, "images, global", images=SHOWN, padding=(140, 3)),
+    Case((Request(1, 0, False),), LOCAL, "one row", window=1024, page=64),
+    Case((Request(1, 3000),), GLOBAL, "one row behind many", page=64),
+    Case((Request(700, 900, False),), Heads(8, 8, 256), "no grouping", window=256, page=64),
+    Case((Request(40, 21), Request(2, 5, False)), Heads(16, 1, 512), "group of sixteen", page=64),
+    Case((Request(33, 70),), Heads(6, 2, 256), "group of three", page=64),
+    Case(MIXED, LOCAL, "images, local", window=64, images=SHOWN, page=64),
+    Case(MIXED, GLOBAL, "images, global", images=SHOWN, padding=(140, 3), page=64),
 ]
 CACHES = pytest.mark.parametrize("kv_dtype", [BF16, FP8], ids=["bf16", "fp8"])
 
@@ -72,24 +51,8 @@ def test_every_plan_fits() -> None:
     assert hopper.choose(_config.Shape(256, 2, 2, 8, 512, 2, 768), BF16, 132).splits == 2
 
 
-@pytest.fixture
-def hopper_gpu() -> torch.device:
-    device = torch.device("cuda")
-    if target.of(device).capability[0] != 9:
-        pytest.skip("needs a Hopper GPU")
-    return device
-
-
 def make(case: Case, kv_dtype: torch.dtype) -> Paged:
-    return paged_case(
-        case.requests, case.heads, page=case.page, dtype=BF16, kv_dtype=kv_dtype, device="cuda",
-        padding=case.padding, images=case.images,
-    )  # fmt: skip
-
-
-def attend(function, paged: Paged, window: int, **options) -> torch.Tensor:
-    out = torch.full_like(paged.q, float("nan"))
-    return function(*paged, out, window=window, scale=1.0, **options)
+    return testing.make(case._replace(dtype=BF16, kv_dtype=kv_dtype), "cuda")
 
 
 @pytest.mark.gpu
@@ -107,9 +70,7 @@ def test_hopper(
         config = hopper.choose(shape, kv_dtype, 132)._replace(splits=splits, min_tiles=1)
     got = attend(op.paged_attention_hopper, paged, case.window, config=config)
     want = attend(reference.paged_attention, paged, case.window)
-    rows = sum(r.query_len for r in case.requests)
-    assert_close(got[:rows], want[:rows], ATTENTION[BF16])
-    assert got[rows:].isnan().all(), "rows of no request were written"
+    check(got, want, rows_of(case))
 
 
 @pytest.mark.gpu

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from diffusiongemma_kernels import target
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_gemm import hopper, op, pack
 from diffusiongemma_kernels.moe_gemm.testing import (
@@ -37,14 +36,6 @@ def test_every_tile_has_a_plan() -> None:
         assert 4 * kept <= warps * plan.registers.launch
         assert plan.programs * warps * 32 * plan.registers.launch <= 65536
     assert [hopper.runs_on(gpu) for gpu in ((8, 0), (9, 0), (10, 0))] == [False, True, False]
-
-
-@pytest.fixture
-def hopper_gpu() -> torch.device:
-    device = torch.device("cuda")
-    if target.of(device).capability[0] != 9:
-        pytest.skip("needs a Hopper GPU")
-    return device
 
 
 def make_bf16(case: Case) -> tuple:
