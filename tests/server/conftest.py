@@ -158,3 +158,19 @@ def at_rest(server):
         assert settled(server) == 0
 
     return check
+
+
+@pytest.fixture(scope="session")
+def unjoined():
+    """Calling it asserts that one of a few streams, counted, comes in that many pieces.
+
+    Not each does: what an API server was kept from sending, vLLM joins to the next piece.
+    """
+
+    def check(count, pieces, tries=5):
+        counts = []
+        while pieces not in counts and len(counts) < tries:
+            counts.append(count())
+        assert counts[-1] == pieces, counts
+
+    return check

@@ -75,9 +75,16 @@ def test_agent(run, server):
     ]
 
 
-def test_stream(run, server):
-    printed = run("stream.py", "--url", server.url)
-    assert len(printed) >= 3 and "001 002 003" in printed[0]
+def test_stream(run, server, unjoined):
+    """Each canvas's text is printed with the time at which it came."""
+
+    def pieces():
+        printed = [line.partition(" s] ") for line in run("stream.py", "--url", server.url)]
+        assert "".join(text for _, _, text in printed).split() == [f"{i:03}" for i in range(1, 171)]
+        assert all(float(time.removeprefix("[")) > 0 for time, _, _ in printed)
+        return len(printed)
+
+    unjoined(pieces, 3)
 
 
 @pytest.mark.parametrize("script", ["image_chat.py", "video_chat.py"])
