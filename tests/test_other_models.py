@@ -27,7 +27,7 @@ VOLATILE = re.compile(
     r"seconds|GiB|it/s|toks/s)\b)|utils.cpp:\d+|W\d{4} [\d:.]+|ipc://\S+|shm_\w+|psm_\w+|\d+\.\d+"
 )
 
-NOISE = re.compile(r"plugin|\[shutdown\]", re.IGNORECASE)
+NOISE = re.compile(r"plugin|\[shutdown\]|cgroup memory preflight", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")

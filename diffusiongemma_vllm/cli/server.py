@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -66,7 +67,7 @@ class Server:
     def metrics(self) -> dict[str, float]:
         """Prometheus counters by name, summed over their labels."""
         totals: dict[str, float] = {}
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as page:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=120) as page:
             for line in page.read().decode().splitlines():
                 if not line.startswith("#"):
                     name, _, value = line.rpartition(" ")
@@ -107,6 +108,9 @@ def serving(model: str, flags: Sequence[str] = CARD_FLAGS) -> Iterator[Server]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below the ports that Linux gives to connections: vLLM binds it only seconds later."""
+    for port in random.sample(range(20_000, 32_768), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port between 20000 and 32767")

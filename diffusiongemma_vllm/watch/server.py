@@ -43,7 +43,8 @@ def app(options: Options) -> Starlette:
     """
     headers = {"Authorization": f"Bearer {options.key}"} if options.key else {}
     client = httpx.AsyncClient(
-        base_url=options.url, headers=headers, timeout=httpx.Timeout(10, read=None)
+        base_url=options.url, headers=headers, timeout=httpx.Timeout(10, read=None),
+        limits=httpx.Limits(keepalive_expiry=2),  # before vLLM closes the line, after 5
     )
 
     async def page(request: Request) -> Response:

@@ -49,14 +49,14 @@ def at_rest(server: Server, seconds: float = 60.0) -> dict[str, float]:
     until = time.monotonic() + seconds
     while True:
         metrics = server.metrics()
-        left = {name: metrics[name] for name in AT_REST if metrics[name]}
+        free, total = inside(server, "slots")
+        (pictures,) = inside(server, "pictures")
+        held = {name: metrics[name] for name in AT_REST}
+        held |= {"slots": total - free, "pictures": pictures}
+        left = {name: count for name, count in held.items() if count}
         if not left or time.monotonic() > until:
-            break
+            return left
         time.sleep(0.5)
-    free, total = inside(server, "slots")
-    (pictures,) = inside(server, "pictures")
-    held = {"slots": total - free, "pictures": pictures}
-    return left | {name: count for name, count in held.items() if count}
 
 
 def inside(server: Server, method: str) -> Any:

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -256,21 +255,20 @@ def test_refused_beside_answered(post, chat, at_rest):
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-def test_a_client_that_leaves(server, model, healthy, at_rest, stream):
+def test_a_client_that_leaves(server, model, healthy, underway, at_rest, stream):
     """Before the first chunk, and after it; its neighbours and successors do not notice."""
     body = {
         "model": model, "messages": MESSAGES, "stream": stream, "max_tokens": 3500,
         "ignore_eos": True, "temperature": 1,
     }
     for reads in (False, True) if stream else (False,):
-        line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
         line.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
+        underway()
         if reads:
             answer = line.getresponse()
             for _ in range(3):
                 answer.readline()
-        else:
-            time.sleep(0.5)
         line.close()
         at_rest()
     healthy()

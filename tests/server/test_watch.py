@@ -126,6 +126,7 @@ def test_pictures(page):
     slider.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
     for width, dark in ((1200, False), (1200, True), (390, False), (390, True)):
         look_like(page, width=width, dark=dark)
+        until(lambda width=width: page.execute_script("return innerWidth") == width)
         page.execute_script("document.getElementById('settings').open = innerWidth > 800")
         for view in ("chat", "infill", "server"):
             page.execute_script("location.hash = arguments[0]", view)
@@ -175,6 +176,7 @@ def test_a_tool_and_a_thought(page):
 def test_infill(page):
     one(page, "nav a[href='#infill']").send_keys(Keys.ENTER)
     template = one(page, "#template")
+    until(template.is_displayed)
     template.clear()
     template.send_keys("001 002 003 ", Keys.TAB)
     keys(page, Keys.BACKSPACE, "8", Keys.TAB)
@@ -206,6 +208,7 @@ def test_an_image_goes_with_the_message(page, tmp_path):
 
 
 def test_escape_stops(page, at_rest):
+    one(page, "[name=diffusion_entropy_bound]").send_keys("0.01")  # or it is over too soon
     one(page, "#prompt").send_keys("Count from 001 to 170.", Keys.ENTER)
     until(lambda: one(page, "#stop").is_displayed())
     keys(page, Keys.ESCAPE)

@@ -13,7 +13,7 @@ REQUIRED = "DIFFUSIONGEMMA_TEST_BROWSER"  # set to 1 where a missing browser is 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--hide-scrollbars",
+    "--hide-scrollbars", "--disable-dev-shm-usage",
 )
 
 

@@ -36,7 +36,7 @@ def engine(model, *, async_scheduling: bool = False, **options):
     torch.set_num_threads(1)  # torch may have been imported before OMP_NUM_THREADS was set
     settings = dict(
         model=str(model), skip_tokenizer_init=True, max_model_len=1024, dtype="float32",
-        max_num_seqs=4, disable_log_stats=True,
+        max_num_seqs=4, disable_log_stats=True, kv_cache_memory_bytes=256 << 20,
     )
     original = CpuPlatform.check_and_update_config
     if async_scheduling:  # the CPU platform turns it off, and it runs all the same
@@ -137,7 +137,7 @@ def serve(llm, asks, between=None, *, rest=True):
             str(i), {"prompt_token_ids": one.prompt} | one.media, SamplingParams(**one.options),
             lora_request=one.lora,
         )
-    outputs, step = {}, 0
+    outputs, step, began = {}, 0, time.monotonic()
     try:
         while core.has_unfinished_requests():
             if not scheduler(llm).running:
@@ -147,7 +147,8 @@ def serve(llm, asks, between=None, *, rest=True):
             if between is not None:
                 between(step, outputs)
             step += 1
-            assert step < 500, "the engine makes no progress"
+            slow = time.monotonic() < began + 60
+            assert step < 500 or slow, "the engine makes no progress"
     except BaseException:  # a timeout too: leave the engine to the next test
         core.abort_request([str(i) for i in range(len(asks))])
         raise
