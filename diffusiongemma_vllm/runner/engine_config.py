@@ -28,6 +28,7 @@ logger = init_logger("vllm.diffusiongemma")
 DEFAULT_REQUESTS = 32
 LAUNCHES_SHOW = 16  # canvases of a step that takes the GPU no longer than the host without a graph
 PROMPT_TOKENS = 2048  # of a step's token budget, beside a canvas for every request
+READS_FP8 = 89  # compute capability, times ten
 SCHEDULER = "diffusiongemma_vllm.runner.scheduler.scheduler"
 
 
@@ -61,6 +62,7 @@ class DiffusionGemmaConfig:
         canvas = _canvas(vllm_config)
         server_rules(vllm_config)  # the sampler's settings, before the weights are loaded
         _attention(vllm_config)
+        _cache(vllm_config, asked)
         _budget(vllm_config, asked, canvas)
         _graphs(vllm_config, asked, canvas)
         _adapters(vllm_config)
@@ -140,6 +142,30 @@ def _attention(vllm_config: Any) -> None:
     attention.backend = AttentionBackendEnum.TRITON_ATTN
     attention.use_non_causal = True
     logger.info_once("DiffusionGemma runs the plugin's own attention (TRITON_ATTN selects it too).")
+
+
+def _cache(vllm_config: Any, asked: dict[str, Any]) -> None:
+    """Keys and values of the model's own dtype, or in FP8 where the GPU can read it.
+
+    NVIDIA's checkpoint asks for FP8, which Ampere gives up for the model's own.
+    """
+    cache = vllm_config.cache_config
+    own = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    if cache.cache_dtype not in ("auto", own, "fp8", "fp8_e4m3"):
+        raise ValueError(
+            f"--kv-cache-dtype {cache.cache_dtype} cannot hold the keys and values of a model in "
+            f"{own}: use auto, {own} or fp8"
+        )
+    old = current_platform.is_cuda() and not current_platform.has_device_capability(READS_FP8)
+    if not cache.cache_dtype.startswith("fp8") or not old:
+        return
+    if "kv_cache_dtype" in asked or own == "float32":
+        raise ValueError(
+            "an FP8 KV cache needs a GPU of compute capability 8.9 or newer: use "
+            "--kv-cache-dtype auto, and --dtype bfloat16 or float16"
+        )
+    cache.cache_dtype = own
+    logger.info("The KV cache is in %s: this GPU cannot read the checkpoint's FP8.", own)
 
 
 def _budget(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:

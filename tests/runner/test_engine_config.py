@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import header
 import pytest
 import torch
 from modules import edit_json, engine_config
@@ -15,7 +16,15 @@ from diffusiongemma_vllm.runner import scheduler
 from diffusiongemma_vllm.runner.admission import check_knobs
 
 CANVAS = 32
-CUDA = SimpleNamespace(is_cuda=lambda: True, is_cpu=lambda: False)
+
+
+def cuda(capability):
+    """vLLM's platform on a GPU of this compute capability."""
+    return SimpleNamespace(is_cuda=lambda: True, is_cpu=lambda: False,
+                           has_device_capability=lambda least: capability >= least)
+
+
+CUDA = cuda(90)
 
 
 @pytest.fixture
@@ -158,6 +167,39 @@ def test_a_diffusion_config_out_of_range_is_refused(configure, given, sentence):
 def test_steps_alone_leave_the_canvas_to_the_checkpoint(configure):
     config = configure(diffusion_config={"max_denoising_steps": 5}).diffusion_config
     assert (config.canvas_length, config.max_denoising_steps) == (CANVAS, 5)
+
+
+# The KV cache.
+
+
+@pytest.fixture
+def fp8(copy):
+    """The checkpoint, asking for a KV cache in FP8 as NVIDIA's does."""
+    edit_json(copy / "config.json", quantization_config=header.QUANTIZATION)
+    return copy
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [
+    (80, "bfloat16"), (86, "bfloat16"), (89, "fp8_e4m3"), (90, "fp8_e4m3"), (120, "fp8_e4m3"),
+])
+def test_a_gpu_that_cannot_read_fp8_keeps_the_models_dtype(fp8, monkeypatch, capability, dtype):
+    monkeypatch.setattr(module, "current_platform", cuda(capability))
+    assert engine_config(fp8, dtype="bfloat16").cache_config.cache_dtype == dtype
+
+
+@pytest.mark.parametrize("options", [{"kv_cache_dtype": "fp8"}, {"dtype": "float32"}])
+def test_there_fp8_is_refused_where_nothing_else_will_do(fp8, monkeypatch, options):
+    monkeypatch.setattr(module, "current_platform", cuda(80))
+    with pytest.raises(ValueError, match="8.9 or newer: use --kv-cache-dtype auto, and --dtype bf"):
+        engine_config(fp8, **{"dtype": "bfloat16"} | options)
+
+
+@pytest.mark.parametrize("kept", ["auto", "fp8", "fp8_e4m3", "bfloat16"])
+def test_other_caches_are_refused(configure, kept):
+    assert configure(dtype="bfloat16", kv_cache_dtype=kept).cache_config.cache_dtype == kept
+    for other in ("float16", "fp8_e5m2", "int8_per_token_head"):
+        with pytest.raises(ValueError, match="model in bfloat16: use auto, bfloat16 or fp8"):
+            configure(dtype="bfloat16", kv_cache_dtype=other)
 
 
 # Refusals.
