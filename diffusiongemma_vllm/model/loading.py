@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.model_executor.parameter import PerTensorScaleParameter
 
 from diffusiongemma_vllm.model.experts import Nvfp4Experts, OurExperts
 from diffusiongemma_vllm.model.place import Place
 from diffusiongemma_vllm.model.weights import Shard, Target, shared_kv, source, target
 
 SHOWN = 8
+SEPARATE = ("gate_proj", "up_proj", "down_proj")
 
 Key = tuple[str, Shard]  # a parameter of ours, or a part of experts, and the shard of it
 
@@ -40,6 +42,7 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
     expected = _expected(model, modules, experts)
     unknown, wrong = [], []
     filled: set[Key] = set()
+    theirs: dict[str, set[str]] = {}  # by vLLM's quantised experts: what follows their name
     for name, tensor in weights:
         place = target(name, shared)
         done: set[Key] = set()
@@ -50,6 +53,7 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
                 done = _load_experts(experts[place.parameter], place, tensor)
             elif place.expert is not None and place.parameter in modules:
                 done = _load_vllms_experts(modules[place.parameter], place, tensor)
+                theirs.setdefault(place.parameter, set()).add(place.expert)
             elif (place.parameter, place.shards[0]) in expected:
                 shape = expected[place.parameter, place.shards[0]]
                 done = _load_one(places[place.parameter], place, tensor, shape)
@@ -62,6 +66,9 @@ def load(model: nn.Module, config: Any, weights: Iterable[tuple[str, Tensor]]) -
     missing = {
         f"{source(*key, shared)} {shape}" for key, shape in expected.items() if key not in filled
     }
+    for prefix, found in theirs.items():
+        of = source(prefix, None, shared)
+        missing |= {f"{of}.{name}" for name in _lacking(found, config.num_experts)}
     _complain("does not fit config.json", wrong)
     _complain("has no place in this architecture", unknown)
     _complain("is missing from the checkpoint", sorted(missing))
@@ -87,7 +94,7 @@ def _expected(
 ) -> dict[Key, tuple[int, ...]]:
     """Every parameter and persistent buffer, stacked ones once a shard, with its shape, whole.
 
-    The shards of vLLM's quantised experts are counted by its own loader.
+    vLLM's quantised experts are here as wholes; ``_lacking`` counts their shards.
     """
     shapes: dict[Key, tuple[int, ...]] = {
         (f"{prefix}.{name}", None): place.shape
@@ -98,27 +105,32 @@ def _expected(
         prefix = name.rpartition(".")[0]
         if name.startswith("lm_head.") or ".attn." in name or prefix in experts:
             continue
-        for shard, shape in _whole(modules[prefix], name.rpartition(".")[2], tuple(place.shape)):
+        for shard, shape in _whole(modules[prefix], name.rpartition(".")[2], place):
             shapes[name, shard] = shape
     return shapes
 
 
-def _whole(
-    owner: Any, leaf: str, held: tuple[int, ...]
-) -> Iterable[tuple[Shard, tuple[int, ...]]]:
+def _whole(owner: Any, leaf: str, place: Tensor) -> Iterable[tuple[Shard, tuple[int, ...]]]:
     """The checkpoint's tensors behind a parameter of which this rank holds a part.
 
-    owner: the module whose parameter it is.  held: its shape here.
+    owner: the module whose parameter ``place`` is.
     """
+    held = tuple(place.shape)
     sizes: dict[Shard, int] = {}
     if isinstance(owner, QKVParallelLinear):
         keys = owner.total_num_kv_heads * owner.head_size
         sizes = {"q": owner.total_num_heads * owner.head_size, "k": keys, "v": keys}
     elif isinstance(owner, MergedColumnParallelLinear):
         sizes = dict(enumerate(owner.output_sizes))
-    if sizes:
-        rows = owner.output_size_per_partition  # a scale may stand for several
-        return [(s, (held[0] * size // rows, *held[1:])) for s, size in sizes.items()]
+    if sizes and isinstance(place, PerTensorScaleParameter):
+        return [(s, (1,)) for s in sizes]
+    along: int | None = getattr(place, "output_dim", None)
+    if sizes and along is None:  # every shard says the same, the order of columns for example
+        return [(s, held) for s in sizes]
+    if sizes and along is not None:
+        rows = owner.output_size_per_partition  # an entry may stand for several
+        before, part, behind = held[:along], held[along], held[along + 1 :]
+        return [(s, (*before, part * size // rows, *behind)) for s, size in sizes.items()]
     if isinstance(owner, RowParallelLinear) and leaf == "weight":
         return [(None, (*held[:-1], owner.input_size))]
     if isinstance(owner, VocabParallelEmbedding):  # its rows are padded
@@ -157,6 +169,20 @@ def _load_experts(places: dict[str, Place], goal: Target, tensor: Tensor) -> set
 def _load_vllms_experts(experts: Any, goal: Target, tensor: Tensor) -> set[Key]:
     loaded = experts.load_weights([(goal.expert or "", tensor)])
     return {(f"{goal.parameter}.{leaf}", None) for leaf in loaded}
+
+
+def _lacking(found: set[str], experts: int) -> Iterator[str]:
+    """What some of vLLM's experts have and one has not.
+
+    found: ``N.down_proj.weight_scale`` and the like; names without a number are whole.
+    """
+    parts = [name.split(".", 2) for name in found if name[0].isdigit()]
+    leaves = {(projection, leaf) for _, _, leaf in parts for projection in SEPARATE}
+    for expert in range(experts):
+        for projection, leaf in sorted(leaves):
+            name = f"{expert}.{projection}.{leaf}"
+            if name not in found:
+                yield name
 
 
 def _complain(what: str, tensors: list[str]) -> None:
