@@ -79,6 +79,22 @@ def test_torch(case: Case) -> None:
     check(op.kv_write, case)
 
 
+@pytest.mark.parametrize("function", [op.kv_write_triton, op.kv_write_torch, reference.kv_write])
+@pytest.mark.parametrize("cache", [FP8, torch.float16])
+def test_what_is_no_number_stays_none(function, cache, device: str) -> None:
+    """A request ends by the NaN or Inf in its cache, which 448 would hide."""
+    device = "cpu" if function is op.kv_write_torch else device
+    key, value, kv, _ = make(Case(17, 2, 64, "", torch.float16, cache), device)
+    for rows in (key, value):
+        rows.clamp_(-100, 100)
+    slots = torch.arange(17, device=device)
+    key[0, 0, :3] = value[1, 1, 5:8] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+    function(key, value, kv, slots)
+    keys, values = ((~x.float().isfinite()).nonzero().tolist() for x in (kv.key, kv.value))
+    assert keys == [[0, 0, 0, i] for i in range(3)]
+    assert values == [[0, 1, 1, i] for i in range(5, 8)]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
 def test_real_shapes(case: Case) -> None:

@@ -2,13 +2,20 @@ import triton
 import triton.language as tl
 
 FP8_MAX = tl.constexpr(448.0)
+FP8_NAN = tl.constexpr(0x7F)
 
 
 @triton.jit
 def store_row(row, scale, cache_ptrs, mask, FP8: tl.constexpr):
+    kind = cache_ptrs.dtype.element_ty
     if FP8:
-        row = tl.clamp(tl.div_rn(row.to(tl.float32), scale), -FP8_MAX, FP8_MAX)
-    tl.store(cache_ptrs, row.to(cache_ptrs.dtype.element_ty), mask=mask)
+        row = tl.div_rn(row.to(tl.float32), scale)
+        bits = tl.clamp(row, -FP8_MAX, FP8_MAX).to(kind).to(tl.uint8, bitcast=True)
+        # A request ends by the NaN or Inf in its cache, which clamping would hide.
+        bits = tl.where(tl.abs(row) < float("inf"), bits, FP8_NAN)
+        tl.store(cache_ptrs, bits.to(kind, bitcast=True), mask=mask)
+    else:
+        tl.store(cache_ptrs, row.to(kind), mask=mask)
 
 
 @triton.jit

@@ -12,5 +12,6 @@ def kv_write(key: Tensor, value: Tensor, kv: PagedKV, slot_mapping: Tensor) -> N
     for rows, cache, scale in ((key, kv.key, kv.k_scale), (value, kv.value, kv.v_scale)):
         rows = rows[: len(written)][written]
         if cache.dtype == FP8:
-            rows = (rows.float() / scale).clamp(-FP8_MAX, FP8_MAX)
+            rows = rows.float() / scale
+            rows = rows.clamp(-FP8_MAX, FP8_MAX).where(rows.isfinite(), float("nan"))
         cache[slots // page, slots % page] = rows.to(cache.dtype)

@@ -10,7 +10,8 @@ def kv_write(key: Tensor, value: Tensor, kv: PagedKV, slot_mapping: Tensor) -> N
     """kv.key[s // page, s % page] = key[t] / k_scale   for s = slot_mapping[t] >= 0; so for value
 
     key, value [T, Hkv, D]; slot_mapping [S] integers with S <= T, rows from S on are padding.
-    Only an fp8 cache is scaled (and saturates at 448); other caches take the rows as they are.
+    Only an fp8 cache is scaled (it saturates at 448, NaN and Inf become NaN); other caches take the
+    rows as they are.
     """
     run = kv_write_triton if key.is_cuda else kv_write_torch
     run(key, value, kv, slot_mapping)
