@@ -42,7 +42,10 @@ def prepare(source: Source, folder: Path) -> None:
 
 
 def convert(source: Source, folder: Path, inputs: InputScales, device: str = "cpu") -> None:
-    """Write the weights, then the index, and config.json last: a half-made result does not open."""
+    """Write the weights, then the index, and config.json last: a half-made result does not open.
+
+    What DST holds already is kept where it was made of the same source and scales.
+    """
     total = sum(map(len, source.files.values()))
     where: dict[str, str] = {}
     size = 0
@@ -52,6 +55,7 @@ def convert(source: Source, folder: Path, inputs: InputScales, device: str = "cp
             if _done(path, key):
                 bar.update(len(tensors))
             else:
+                (folder / checkpoint.CONFIG).unlink(missing_ok=True)  # an earlier result's
                 result = dict(_converted(source.folder / name, inputs, device, bar))
                 draft = folder / f".{name}.part"
                 save_file(result, draft, metadata={"format": "pt", MARK: key})

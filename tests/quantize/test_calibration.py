@@ -1,13 +1,14 @@
 """What calibrates, and that ModelOpt saw what the experts saw."""
 
 import json
+import os
 import sys
 
 import pytest
 import torch
 from modules import load
 
-from diffusiongemma_vllm.quantize import calibration
+from diffusiongemma_vllm.quantize import calibration, source
 from diffusiongemma_vllm.quantize.experts import InputScales, rounded
 
 
@@ -48,6 +49,22 @@ def test_data_sets_are_shared_evenly(monkeypatch):
     assert calibration.texts("datasets", 3) == [
         name for name in calibration.DATASETS for _ in range(2)
     ]
+
+
+def test_it_is_done_again_where_a_file_has_changed(copy, tmp_path, monkeypatch):
+    from diffusiongemma_vllm.cli import quantize
+
+    texts = lines(tmp_path, '{"text": "one"}')
+    options = quantize.Options(str(copy), tmp_path, texts, 4, "cpu")
+    done = []
+    monkeypatch.setattr(calibration, "encoder", lambda folder: len)
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: {"made": float(done.append(1) or 1)})
+    for change in (None, texts, copy / "model.safetensors"):
+        if change:
+            os.utime(change, ns=(0, len(done)))
+        for _ in range(2):
+            assert quantize._amax(source.read(copy), options) == {"made": 1.0}
+    assert len(done) == 3
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import Mock
 
 import header
 import pytest
@@ -115,6 +116,20 @@ def test_a_file_of_other_weights_is_written_again(split, half):
     folder, files = half
     shutil.copyfile(files[0], files[1])
     assert run(split, folder) == 0
+
+
+def test_a_second_run_that_is_interrupted_leaves_nothing_that_opens(split, half, monkeypatch):
+    """Where DST held a result of other weights, it must not be a mixture that serves."""
+    from diffusiongemma_vllm.quantize import convert
+
+    folder, files = half
+    assert run(split, folder) == 0
+    shutil.copyfile(files[0], files[1])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(convert, "save_file", Mock(side_effect=KeyboardInterrupt))
+        run(split, folder)
+    assert not (folder / "config.json").exists()
+    assert run(split, folder) == 0 and (folder / "config.json").is_file()
 
 
 def test_a_damaged_result_is_found(split, result, tmp_path):
