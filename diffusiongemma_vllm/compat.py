@@ -272,6 +272,25 @@ def refuse_streams_early() -> None:
     patch(AsyncLLM, "generate", make)
 
 
+def refuse_deep_sleep() -> None:
+    """Removal: when a model can say what of it outlives ``/sleep?level=2``."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    def make(original: Any) -> Any:
+        def sleep(self: Any, level: int = 1, *args: Any, **kwargs: Any) -> Any:
+            if level > 1 and ours(self.model_config):
+                from diffusiongemma_vllm.runner.admission import refuse_sleep
+
+                refuse_sleep(level)
+            return original(self, level, *args, **kwargs)
+
+        return sleep
+
+    patch(AsyncLLM, "sleep", make)
+    patch(LLMEngine, "sleep", make)
+
+
 def keep_files_encoded() -> None:
     """Load the media of chats by our own connector, which decodes nothing yet.
 

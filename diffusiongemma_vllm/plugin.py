@@ -27,6 +27,7 @@ def register() -> None:
     compat.admit_requests()
     compat.check_adapters()
     compat.refuse_streams_early()
+    compat.refuse_deep_sleep()
     compat.keep_files_encoded()
     compat.compile_by_back_end()
     compat.watch_frontends()

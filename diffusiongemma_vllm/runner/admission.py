@@ -204,6 +204,15 @@ def refuse_beams() -> None:
     )
 
 
+def refuse_sleep(level: int) -> None:
+    """With the weights, it would drop what is packed of them, and the state of the slots."""
+    raise VLLMValidationError(
+        f"DiffusionGemma cannot sleep at level {level}: its weights cannot be loaded again into an "
+        "engine that runs. Use level 0 or 1, or start the engine anew",
+        parameter="level", value=level,
+    )
+
+
 def refuse_resumable() -> None:
     raise VLLMValidationError(
         "DiffusionGemma does not support streaming input (resumable requests): a canvas is written "

@@ -1,6 +1,7 @@
 """Which requests are let in, and what a refused one is told."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from vllm import SamplingParams
@@ -8,6 +9,8 @@ from vllm.config import StructuredOutputsConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.plugins import load_general_plugins
 from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.llm_engine import LLMEngine
 
 from diffusiongemma_vllm.compat import ARCHITECTURE
 from diffusiongemma_vllm.runner.admission import check, check_tokens
@@ -50,6 +53,20 @@ def test_an_option_that_cannot_be_honoured_is_refused(option):
     assert f"does not support {option}" in message
     assert "Drop what is not supported from the request." in message
     assert error.value.parameter.startswith(option)
+
+
+@pytest.mark.parametrize("owner", [AsyncLLM, LLMEngine])
+def test_a_sleep_that_drops_the_weights_is_refused(owner):
+    with pytest.raises(VLLMValidationError, match="level 2.* Use level 0 or 1") as error:
+        owner.sleep(SimpleNamespace(model_config=OURS), 2)
+    assert error.value.parameter == "level"
+
+
+@pytest.mark.parametrize(("model", "level"), [(OURS, 0), (OURS, 1), (ORDINARY, 2)])
+def test_another_sleep_is_vllms(model, level):
+    engine = Mock(model_config=model)
+    LLMEngine.sleep(engine, level)
+    engine.engine_core.sleep.assert_called_once_with(level, "abort")
 
 
 def test_every_option_is_named():
