@@ -60,6 +60,7 @@ COMMANDS = {
     "vllm serve ... --tensor-parallel-size 2 --enable-expert-parallel": RunBy(
         "tests/engine/test_ranks.py", "test_by_experts"),
     "vllm serve ... --enable-lora": RunBy("tests/server/test_lora.py", ""),
+    "curl http://127.0.0.1:8000/v1/chat/completions": Needs("a GPU and the checkpoint"),
     "diffusiongemma-vllm doctor": Here(),
     "diffusiongemma-vllm watch": RunBy("tests/server/test_watch.py", "address"),
     "diffusiongemma-vllm chat": RunBy("tests/server/test_drafts.py", "test_the_terminal_chat"),
@@ -187,3 +188,15 @@ def test_pip_check_says_what_the_readme_says():
         missing = re.search(r" requires ([\w-]+), which is not installed", line)
         named = missing.group(1) if missing else line.split()[0]
         assert named in readme, line
+
+
+LINKS = [(page, link) for page in PAGES for link in re.findall(
+    r"\]\(([^)#:]+)\)|<img src=\"([^\":]+)\"", page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(
+    "page, link", [(page, "".join(link)) for page, link in LINKS],
+    ids=[f"{page.name}: {''.join(link)}" for page, link in LINKS],
+)
+def test_what_a_page_links_to_is_here(page, link):
+    assert (page.parent / link).exists()
