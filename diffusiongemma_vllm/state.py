@@ -128,6 +128,10 @@ class SlotState:
         self.greedy[slot] = options.greedy
         self.temperature[slot] = 1.0 if options.greedy else options.temperature
 
+    def limit_steps(self, slot: int, steps: int) -> None:
+        """Settle this request's canvases after so many steps at most, until told otherwise."""
+        self.knobs.last_step[slot] = steps
+
     def gather(self, slots: Tensor) -> Canvases:
         """Read the canvases of ``slots`` [N] i64."""
         return Canvases(

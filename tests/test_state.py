@@ -50,6 +50,13 @@ def test_a_greedy_request_keeps_the_schedule(state):
     assert state.greedy[0] and state.temperature[0] == 1.0
 
 
+def test_a_limit_of_steps_is_one_requests_and_ends_with_it(state):
+    state.limit_steps(1, 2)
+    assert state.knobs.last_step.tolist() == [CONFIG.last_step, 2, CONFIG.last_step]
+    state.add(1, options())
+    assert state.knobs.last_step[1] == CONFIG.last_step
+
+
 def test_begin_resets_a_slot(state):
     state.step[2], state.held[2] = 5, 3
     begin(state, 2, base=3)

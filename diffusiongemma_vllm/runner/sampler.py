@@ -73,9 +73,7 @@ class DiffusionSampler:
             slot, params, asked, self.config.canvas_length, self.state.phase.device
         )
         self.state.add(slot, special.options, asked.rules)
-        if special.constraint is not None:
-            steps = PATIENCE(asked.rules.last_step, special.constraint.shorts)
-            self.state.knobs.last_step[slot] = steps
+        self._limit_steps(slot, special)
         self.special.pop(slot, None)
         if special.any:
             self.special[slot] = special
@@ -230,9 +228,14 @@ class DiffusionSampler:
             best[i, : len(text)] = torch.tensor(text, device=best.device)
             lengths[i] = len(text)
             constraint.shorts = PATIENCE.count(shorts, len(text))
-            steps = PATIENCE(special.rules.last_step, constraint.shorts)
-            self.state.knobs.last_step[slot] = steps
+            self._limit_steps(slot, special)
         return replace(result, best=best)
+
+    def _limit_steps(self, slot: int, special: Special) -> None:
+        """Fewer for the next canvas of a constrained request whose last ones gave little text."""
+        if special.constraint is not None:
+            steps = PATIENCE(special.rules.last_step, special.constraint.shorts)
+            self.state.limit_steps(slot, steps)
 
     def _rerolls(self, slots_np: np.ndarray) -> dict[int, Reroll]:
         """Those that the requests of a batch ask for, by their place."""
