@@ -188,7 +188,7 @@ def _shape(q: Tensor, kv: PagedKV, batch: Batch, window: int) -> _config.Shape:
 def _check(q: Tensor, kv: PagedKV, batch: Batch, out: Tensor, window: int, scale: float) -> None:
     kv.check(q.dtype)
     batch.check()
-    T, HQ, D = q.shape
+    _, HQ, D = q.shape
     assert q.dtype in (torch.bfloat16, torch.float16, torch.float32), f"{q.dtype=}"
     assert out.shape == q.shape and out.dtype == q.dtype, f"{out.shape=} {out.dtype=}"
     assert q.stride(2) == 1 == out.stride(2), "the head dimension must be contiguous"

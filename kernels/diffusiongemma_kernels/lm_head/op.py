@@ -62,9 +62,9 @@ def lm_head_triton(
     first: int = 0,
     config: Config | None = None,
 ) -> Reading:
-    """The same in one kernel, whose rows depend on no others.
+    """The same by Triton: one kernel reads the embedding, another finishes each row's statistics.
 
-    `config` overrides the table, for tests and for the bench.
+    A row's bits depend on no others.  `config` overrides the table, for tests and for the bench.
     """
     _check(hidden, weight)
     (R, H), V = hidden.shape, weight.shape[0]

@@ -29,7 +29,7 @@ def moe(
     """
     routed_x = (x, topk_ids, topk_weights)
     if not x.is_cuda:
-        return moe_torch(*routed_x, gate_up, down, batch_invariant=batch_invariant)
+        return moe_torch(*routed_x, gate_up, down)
     if isinstance(gate_up, Nvfp4) and hopper.runs_on(target.of(x.device).capability):
         assert isinstance(down, Nvfp4)
         return moe_hopper(*routed_x, gate_up, down)
@@ -37,13 +37,7 @@ def moe(
 
 
 def moe_torch(
-    x: Tensor,
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    gate_up: Experts,
-    down: Experts,
-    *,
-    batch_invariant: bool = False,
+    x: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: Experts, down: Experts
 ) -> Tensor:
     """The same on a CPU; batch-invariant as far as torch's matrix product is."""
     _check(x, topk_ids, topk_weights, gate_up, down)
@@ -104,7 +98,7 @@ def launch_gate_up(ordered: Sorted, weights: Experts, K: int, cfg: Config) -> Te
     F, x = weights.rows // 2, ordered.x
     h = x.new_empty(len(ordered.rows), -(-F // 64) * 64)
     columns = x.shape[1]
-    plan = _plan(weights, cfg, cfg.gate_up, columns)
+    plan = _plan(weights, cfg.gate_up, columns)
     grid = (-(-F // 64), ordered.tiles.shape[1])
     _kernel.gate_up[grid](
         x,
@@ -132,7 +126,7 @@ def launch_down(
     H = weights.rows
     slots = h.new_empty(len(ordered.rows), H)
     columns = h.shape[1] if isinstance(weights, Nvfp4) else weights.columns
-    plan = _plan(weights, cfg, cfg.down, columns)
+    plan = _plan(weights, cfg.down, columns)
     grid = (-(-H // 128), ordered.tiles.shape[1])
     _kernel.down[grid](
         h,
@@ -152,7 +146,7 @@ def launch_down(
     return slots
 
 
-def _plan(weights: Experts, cfg: Config, schedule: Schedule, columns: int) -> dict:
+def _plan(weights: Experts, schedule: Schedule, columns: int) -> dict:
     """The launch arguments that a schedule and a shape decide."""
     nvfp4 = isinstance(weights, Nvfp4)
     if nvfp4:
