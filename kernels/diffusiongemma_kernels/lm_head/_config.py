@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from diffusiongemma_kernels.target import ByGpu
+
 GROUP, CALLS = 4096, 1024  # tokens that share calls of Philox, and the calls
 
 
@@ -13,18 +15,14 @@ class Config(NamedTuple):
     stages: int
 
 
-HOPPER = Config(128, 64, 64, 8, 4)
-BLACKWELL = Config(128, 32, 64, 4, 4)
-AMPERE = Config(128, 32, 32, 8, 4)
-SMALL = Config(128, 32, 32, 8, 3)  # 99 KB of shared memory: sm_86, sm_89, sm_120
+TABLE = ByGpu(
+    hopper=Config(128, 64, 64, 8, 4), blackwell=Config(128, 32, 64, 4, 4),
+    ampere=Config(128, 32, 32, 8, 4), small=Config(128, 32, 32, 8, 3),
+)
 
 
 def choose(capability: tuple[int, int]) -> Config:
-    if capability[0] == 9:
-        return HOPPER
-    if capability[0] == 10:
-        return BLACKWELL
-    return AMPERE if capability == (8, 0) else SMALL
+    return TABLE.at(capability)
 
 
 def tiles(vocab: int, strip: int) -> int:

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from diffusiongemma_kernels.target import ByGpu
+
 LEAST = 2.0**-20  # probability below which a token is always left out
 DROPPED = 2.0**-9  # probability that a row may lose, all its tokens left out together
 LIMIT = 1024  # tokens of a row; one that needs more takes the product over the whole vocabulary
@@ -19,15 +21,11 @@ class Config(NamedTuple):
     stages: int
 
 
-HOPPER = Config(128, 256, 64, 6, 8, 3)
-BLACKWELL = Config(128, 128, 64, 6, 8, 4)
-AMPERE = Config(128, 128, 32, 6, 8, 4)
-SMALL = Config(128, 128, 32, 6, 8, 3)  # 99 KB of shared memory: sm_86, sm_89, sm_120
+TABLE = ByGpu(
+    hopper=Config(128, 256, 64, 6, 8, 3), blackwell=Config(128, 128, 64, 6, 8, 4),
+    ampere=Config(128, 128, 32, 6, 8, 4), small=Config(128, 128, 32, 6, 8, 3),
+)
 
 
 def choose(capability: tuple[int, int]) -> Config:
-    if capability[0] == 9:
-        return HOPPER
-    if capability[0] == 10:
-        return BLACKWELL
-    return AMPERE if capability == (8, 0) else SMALL
+    return TABLE.at(capability)
