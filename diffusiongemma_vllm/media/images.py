@@ -12,6 +12,7 @@ from diffusiongemma_vllm.media.limits import (
     IMAGE_BYTES,
     IMAGE_PIXELS,
     MediaError,
+    cause,
     check_size,
 )
 
@@ -51,7 +52,7 @@ def read_image(data: bytes) -> Image.Image:
     try:
         image.load()
     except (*BROKEN, MemoryError) as error:
-        raise MediaError(f"the image cannot be decoded ({_said(error)}); is it whole?") from None
+        raise MediaError(f"the image cannot be decoded ({cause(error)}); is it whole?") from None
     return to_rgb(image)
 
 
@@ -62,11 +63,11 @@ def _open(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # of large or odd files: checked here
             image = Image.open(BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise MediaError(f"the image is too large: {_said(error)}; send a smaller one") from None
+        raise MediaError(f"the image is too large: {cause(error)}; send a smaller one") from None
     except BROKEN as error:
         if isinstance(error, Image.UnidentifiedImageError):
             raise MediaError(f"the image is no {NAMES} file, or is damaged{_guess(data)}") from None
-        raise MediaError(f"the image has a damaged header ({_said(error)})") from None
+        raise MediaError(f"the image has a damaged header ({cause(error)})") from None
     check_picture(image)
     return image
 
@@ -121,10 +122,6 @@ def _flat(image: Image.Image) -> Image.Image:
         white.alpha_composite(band)
         flat.paste(white.convert("RGB"), (0, top))
     return flat
-
-
-def _said(error: BaseException) -> str:
-    return str(error)[:120] or type(error).__name__
 
 
 def _guess(data: bytes) -> str:

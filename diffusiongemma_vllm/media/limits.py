@@ -16,6 +16,11 @@ class MediaError(ValueError):
     """A file that is not shown to the model; says what is wrong with it and what to do."""
 
 
+def cause(error: BaseException) -> str:
+    """What a decoder said of a file, short enough for a ``MediaError``."""
+    return str(error)[:120] or type(error).__name__
+
+
 def check_size(count: int, limit: int, kind: str) -> None:
     """Raises MediaError for an encoded file of ``count`` bytes that is empty or too large."""
     if count == 0:

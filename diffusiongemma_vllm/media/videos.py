@@ -17,6 +17,7 @@ from diffusiongemma_vllm.media.limits import (
     VIDEO_BYTES,
     VIDEO_PACKETS,
     MediaError,
+    cause,
     check_size,
 )
 from diffusiongemma_vllm.media.options import SPREAD, VideoOptions
@@ -105,14 +106,14 @@ def _opened(data: bytes) -> Iterator[Any]:
             BytesIO(data), format=_format(data), metadata_errors="replace", options=BOUND
         )
     except BROKEN as error:
-        raise MediaError(f"the video has a damaged header ({_said(error)}); is it whole?") from None
+        raise MediaError(f"the video has a damaged header ({cause(error)}); is it whole?") from None
     try:
         if not container.streams.video:
             raise MediaError("the file holds no pictures, only sound or other streams")
         _check_stream(container.streams.video[0])
         yield container
     except BROKEN as error:
-        raise MediaError(f"the video cannot be decoded ({_said(error)}); is it whole?") from None
+        raise MediaError(f"the video cannot be decoded ({cause(error)}); is it whole?") from None
     finally:
         container.close()
 
@@ -191,7 +192,3 @@ def _picture(frame: Any) -> Image.Image:
     picture: Image.Image = frame.to_image()
     turn = TURNS.get(round(frame.rotation) % 360)
     return picture if turn is None else picture.transpose(turn)
-
-
-def _said(error: BaseException) -> str:
-    return str(error)[:120] or type(error).__name__
