@@ -14,8 +14,8 @@ from vllm.lora.utils import is_in_target_modules
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from diffusiongemma_vllm import asked as given
 from diffusiongemma_vllm import compat
+from diffusiongemma_vllm.asked import asked as user_arguments
 from diffusiongemma_vllm.model.weights import PACKED
 from diffusiongemma_vllm.runner import several
 from diffusiongemma_vllm.runner.adapters import adaptable, layer_of
@@ -50,13 +50,13 @@ class DiffusionGemmaConfig:
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
         """On CPU FP32 unless the user says otherwise: products in BF16 take ten times as long."""
-        if current_platform.is_cpu() and "dtype" not in given.asked():
+        if current_platform.is_cpu() and "dtype" not in user_arguments():
             model_config.dtype = torch.float32
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
         """Raises ValueError for a value of the user's that cannot be kept, with the reason."""
-        asked = given.asked()
+        asked = user_arguments()
         _refuse(vllm_config, asked)
         several.check(vllm_config)
         canvas = _canvas(vllm_config)
@@ -121,15 +121,15 @@ def _canvas(vllm_config: Any) -> int:
         vllm_config.diffusion_config = DiffusionConfig(canvas_length=length)
     if vllm_config.diffusion_config.canvas_length is None:
         vllm_config.diffusion_config.canvas_length = length
-    asked = vllm_config.diffusion_config.canvas_length
-    if asked > length:
+    canvas = vllm_config.diffusion_config.canvas_length
+    if canvas > length:
         raise ValueError(
-            f"--diffusion-config canvas_length must be 1..{length}, the checkpoint's, got {asked}"
+            f"--diffusion-config canvas_length must be 1..{length}, the checkpoint's, got {canvas}"
         )
     steps = vllm_config.diffusion_config.max_denoising_steps
     if steps is not None and steps < 1:
         raise ValueError(f"--diffusion-config max_denoising_steps must be 1 or more, got {steps}")
-    return asked
+    return canvas
 
 
 def _attention(vllm_config: Any) -> None:
@@ -198,30 +198,30 @@ def _budget(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
 def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
     """CUDA graphs of whole canvases; nothing is compiled, the kernels are written by hand."""
     compilation = vllm_config.compilation_config
-    given = asked.get("compilation_config") or {}
-    if given.get("mode") not in (None, CompilationMode.NONE, 0, "NONE"):
+    chosen = asked.get("compilation_config") or {}
+    if chosen.get("mode") not in (None, CompilationMode.NONE, 0, "NONE"):
         raise ValueError(
-            f"--compilation-config mode {given['mode']!r}: there is nothing to compile in "
+            f"--compilation-config mode {chosen['mode']!r}: there is nothing to compile in "
             "DiffusionGemma; drop the option or use mode 0"
         )
     compilation.mode = CompilationMode.NONE
     if not current_platform.is_cuda() or vllm_config.model_config.enforce_eager:
         return
-    mode = given.get("cudagraph_mode")
+    mode = chosen.get("cudagraph_mode")
     if mode is None:
         compilation.cudagraph_mode = CUDAGraphMode.FULL_DECODE_ONLY
     elif str(mode) not in ("NONE", "FULL_DECODE_ONLY", "CUDAGraphMode.NONE", "0"):
         raise ValueError(
             f"--compilation-config cudagraph_mode must be NONE or FULL_DECODE_ONLY, got {mode}"
         )
-    sizes = given.get("cudagraph_capture_sizes")
+    sizes = chosen.get("cudagraph_capture_sizes")
     if sizes and any(size % canvas for size in sizes):
         raise ValueError(
             f"--compilation-config cudagraph_capture_sizes must be multiples of the canvas, "
             f"{canvas} tokens, got {sizes}"
         )
     if not sizes:
-        limit = given.get("max_cudagraph_capture_size") or canvas * 1024
+        limit = chosen.get("max_cudagraph_capture_size") or canvas * 1024
         scheduler = vllm_config.scheduler_config
         # Prompts, and text to commit before a request's next canvas, take more rows than canvases
         # do.  A step of many rows hides its launches anyway.
@@ -234,17 +234,17 @@ def _graphs(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:
 
 def _pictures(model_config: Any) -> None:
     """How pictures are shown.  Our attention knows which rows belong to one, vLLM's need not."""
-    given = model_config.multimodal_config
-    if given is None:
+    pictures = model_config.multimodal_config
+    if pictures is None:
         return
     reasons = {
-        "enable_mm_embeds": given.enable_mm_embeds
+        "enable_mm_embeds": pictures.enable_mm_embeds
         and "pictures are encoded here; drop --enable-mm-embeds",
-        "media_io_kwargs": bool(given.media_io_kwargs)
+        "media_io_kwargs": bool(pictures.media_io_kwargs)
         and "files are read by the plugin; drop --media-io-kwargs, see --mm-processor-kwargs",
         "VLLM_MEDIA_CONNECTOR": envs.VLLM_MEDIA_CONNECTOR != "http"
         and "files are loaded by the plugin's own connector; unset it",
-        "video_pruning_rate": bool(given.video_pruning_rate)
+        "video_pruning_rate": bool(pictures.video_pruning_rate)
         and "every soft token is shown; drop --video-pruning-rate",
     }
     for option, reason in reasons.items():

@@ -17,11 +17,12 @@ from diffusiongemma_kernels.canvas_step import types as kernels
 from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
-from diffusiongemma_vllm.denoise import edits, rows
+from diffusiongemma_vllm.denoise import edits
 from diffusiongemma_vllm.denoise.edits import Scene
 from diffusiongemma_vllm.denoise.health import health
 from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters, rolled
 from diffusiongemma_vllm.denoise.reroll import Reroll
+from diffusiongemma_vllm.denoise.rows import Softcap
 from diffusiongemma_vllm.denoise.schedule import LinearSchedule
 from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
@@ -250,7 +251,7 @@ class DiffusionSampler:
             found[i] = first & reroll(text[i], canvas.roll[i])
         return found
 
-    def _told(self, whole: Tensor, canvases: int, rolls: Tensor | None) -> Tensor | None:
+    def _told(self, hidden: Tensor, canvases: int, rolls: Tensor | None) -> Tensor | None:
         """For each request how often its canvas was drawn again, or NaN if its logits have any.
 
         vLLM takes it for a count of NaNs, which is the one number a request that it carries to the
@@ -258,7 +259,7 @@ class DiffusionSampler:
         """
         if not canvases:
             return rolls
-        found = health(whole.view(canvases, self.config.canvas_length, -1))
+        found = health(hidden.view(canvases, self.config.canvas_length, -1))
         if rolls is None:
             return found
         rolls[:canvases] += found
@@ -326,7 +327,7 @@ class DiffusionSampler:
 
     def _capped(self, logits: Tensor) -> Tensor:
         """[R, V]  ->  [R, V] f32"""
-        return rows.Softcap(self.softcap)(logits.float())
+        return Softcap(self.softcap)(logits.float())
 
     def _edit(self, logits: Tensor, canvas: Canvases, slot: int, place: int) -> Tensor:
         """What a request makes of the softcapped logits [C, V] of its canvas, number ``place``."""
