@@ -1,6 +1,6 @@
 """Forty of the load's requests (examples/structured): on the miniature, and on random weights.
 
-With fewer steps and tokens than the load has, for whose result see its README.
+With fewer steps and tokens than the load has, whose result is in README.md.
 """
 
 import sys

@@ -103,8 +103,8 @@ class Options(Chats):
 class Pictures(Chats):
     """The same with a picture or two around the question, a few of which several requests share.
 
-    The miniature's vision tower is random: what it says is nonsense, and that nonsense must be
-    the same as alone.
+    What the miniature sees in them is for ``tests/server/test_seeing.py``: here it must say the
+    same as alone.
     """
 
     style = "pictures"
