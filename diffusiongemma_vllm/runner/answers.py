@@ -37,7 +37,10 @@ def install() -> None:
 
 
 def mark_outputs() -> None:
-    """``CompletionOutput.diffusion``; the scheduler sends it in ``kv_transfer_params``."""
+    """``CompletionOutput.diffusion``; the scheduler sends it in ``kv_transfer_params``.
+
+    Removal: when ``EngineCoreOutput`` and ``CompletionOutput`` have room for what a model tells.
+    """
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.output_processor import RequestState
 
@@ -86,6 +89,10 @@ def mark_outputs() -> None:
 
 
 def answer_chats() -> None:
+    """Reports in the choices of chat completions, streamed or not.
+
+    Removal: when a response's choices carry what a model tells in its ``CompletionOutput``.
+    """
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
     def make_full(original: Any) -> Any:
@@ -105,6 +112,7 @@ def answer_chats() -> None:
 
 
 def answer_completions() -> None:
+    """The same for text completions.  Removal: as ``answer_chats``."""
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 
     def make_full(original: Any) -> Any:

@@ -114,6 +114,7 @@ def carry(serving: type, create: str, stream: str, shape: Any) -> None:
     """Send drafts on what the method ``stream`` yields, for requests that ``create`` takes.
 
     shape: makes the ``Shape`` of the arguments of ``stream``.
+    Removal: when vLLM's streams carry what a model tells of text that has not settled.
     """
 
     def make_create(original: Any) -> Any:

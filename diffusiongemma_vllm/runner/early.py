@@ -13,7 +13,10 @@ from diffusiongemma_vllm.runner.admission import refuse_beams
 
 
 def check_responses() -> None:
-    """Their handler calls the engine from inside the stream."""
+    """Their handler calls the engine from inside the stream.
+
+    Removal: when it calls it before the stream begins.
+    """
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
     def make(original: Any) -> Any:
@@ -34,6 +37,10 @@ def check_responses() -> None:
 
 
 def refuse_beam_streams() -> None:
+    """As ``compat.admit_requests`` does, but when it is called: it is a generator, read later.
+
+    Removal: when ``beam_search`` looks at its parameters as it is called.
+    """
     from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 
     def make(original: Any) -> Any:

@@ -89,7 +89,10 @@ def record(told: dict[str, Any]) -> None:
 
 
 def install() -> None:
-    """Start with vLLM's own metrics, which first forgets all of an earlier engine's."""
+    """Start with vLLM's own metrics, which first forgets all of an earlier engine's.
+
+    Removal: when ``SchedulerStats`` has room for a model's numbers, for a stat logger of our own.
+    """
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
     def make(original: Any) -> Any:

@@ -25,7 +25,10 @@ def attributes(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def install() -> None:
-    """In a process that takes requests."""
+    """In a process that takes requests.
+
+    Removal: when a model can add attributes to the span that vLLM traces of a request.
+    """
     from vllm.v1.engine import output_processor
 
     def make_tracing(original: Any) -> Any:
