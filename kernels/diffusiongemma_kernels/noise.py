@@ -53,6 +53,7 @@ def uniform(words: Tensor) -> Tensor:
 
 
 def gumbel(words: Tensor) -> Tensor:
+    """-log(-log u) for u = uniform(words), finite.  words: i64, any shape, 32 bits each  ->  f32"""
     return -torch.log(-torch.log(uniform(words)))
 
 

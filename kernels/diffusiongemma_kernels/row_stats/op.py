@@ -114,6 +114,7 @@ def hash_uniform_tokens_triton(seed: Tensor, counter: Tensor, vocab_size: int) -
 
 
 def empty(logits: Tensor) -> RowStats:
+    """Unwritten statistics of logits [R, V]: [R] each, two i64 and four f32, beside the logits."""
     R, device = logits.shape[0], logits.device
     integers = [torch.empty(R, dtype=torch.int64, device=device) for _ in range(2)]
     floats = [torch.empty(R, dtype=torch.float32, device=device) for _ in range(4)]
@@ -129,6 +130,7 @@ def group(first: int) -> int:
 def check(
     logits: Tensor, temperature: Tensor, seed: Tensor, counter: Tensor, softcap: float | None
 ) -> None:
+    """AssertionError unless all is as ``row_stats`` says; logits f32, bf16 or f16, rows whole."""
     R, V = logits.shape
     assert logits.dtype in (torch.float32, torch.bfloat16, torch.float16), f"{logits.dtype=}"
     assert logits.stride(1) == 1 and 0 < V < 2**31 - 4096, f"{logits.stride()=} {V=}"
