@@ -29,7 +29,7 @@ DEFAULT_REQUESTS = 32
 LAUNCHES_SHOW = 16  # canvases of a step that takes the GPU no longer than the host without a graph
 PROMPT_TOKENS = 2048  # of a step's token budget, beside a canvas for every request
 READS_FP8 = 89  # compute capability, times ten
-SCHEDULER = "diffusiongemma_vllm.runner.scheduler.scheduler"
+SCHEDULER = "diffusiongemma_vllm.runner.async_scheduler.scheduler"
 
 
 def graph_sizes(canvas: int, most: int) -> list[int]:

@@ -15,10 +15,11 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.config import denoise_config
 from diffusiongemma_vllm.runner import sampler as sampler_module
+from diffusiongemma_vllm.runner.async_scheduler import AsyncCanvasScheduler
 from diffusiongemma_vllm.runner.entry import DiffusionGemmaForBlockDiffusion
 from diffusiongemma_vllm.runner.model_state import DiffusionGemmaModelState
 from diffusiongemma_vllm.runner.sampler import DiffusionSampler
-from diffusiongemma_vllm.runner.scheduler import AsyncCanvasScheduler, CanvasScheduler
+from diffusiongemma_vllm.runner.scheduler import CanvasScheduler
 from diffusiongemma_vllm.state import SlotState
 
 load_general_plugins()

@@ -11,8 +11,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
 from diffusiongemma_vllm import asked, compat
+from diffusiongemma_vllm.runner import async_scheduler
 from diffusiongemma_vllm.runner import engine_config as module
-from diffusiongemma_vllm.runner import scheduler
 from diffusiongemma_vllm.runner.admission import check_knobs
 
 CANVAS = 32
@@ -130,16 +130,18 @@ def test_no_cap_of_256_tokens(configure, checkpoint):
 def test_the_scheduler_is_async_where_vllms_is(monkeypatch, asynchronous):
     made = []
     for name in ("CanvasScheduler", "AsyncCanvasScheduler"):
-        monkeypatch.setattr(scheduler, name, lambda *a, name=name, **k: made.append((name, a, k)))
+        monkeypatch.setattr(
+            async_scheduler, name, lambda *a, name=name, **k: made.append((name, a, k))
+        )
     config = SimpleNamespace(scheduler_config=SimpleNamespace(async_scheduling=asynchronous))
-    scheduler.scheduler(vllm_config=config, log_stats=True)
-    scheduler.scheduler(config)
+    async_scheduler.scheduler(vllm_config=config, log_stats=True)
+    async_scheduler.scheduler(config)
     name = "AsyncCanvasScheduler" if asynchronous else "CanvasScheduler"
     assert made == [(name, (), {"vllm_config": config, "log_stats": True}), (name, (config,), {})]
 
 
 def test_the_scheduler_is_found_by_its_name(configure):
-    assert configure().scheduler_config.get_scheduler_cls() is scheduler.scheduler
+    assert configure().scheduler_config.get_scheduler_cls() is async_scheduler.scheduler
 
 
 # --diffusion-config.

@@ -25,7 +25,7 @@ def make_scheduler(config, *, asynchronous, blocks=10_000, **options):
     )
     from vllm.v1.structured_output import StructuredOutputManager
 
-    from diffusiongemma_vllm.runner import scheduler as module
+    from diffusiongemma_vllm.runner import async_scheduler as module
 
     config, config.scheduler_config = copy(config), copy(config.scheduler_config)
     config.cache_config.num_gpu_blocks = blocks
