@@ -145,10 +145,13 @@ def patched():
     from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
+    from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.structured_output import StructuredOutputManager
 
     return {
         AsyncLLM.generate: ["self", "prompt", "sampling_params", "request_id"],
+        AsyncLLM.sleep: ["self", "level"],
+        LLMEngine.sleep: ["self", "level"],
         StructuredOutputManager.grammar_init: ["self", "request"],
         EngineArgs.create_engine_config: ["self", "usage_context", "headless"],
         SamplingParams._validate_diffusion: ["self", "model_config"],
