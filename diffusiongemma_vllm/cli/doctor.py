@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 PACKAGES = ("torch", "triton", "transformers", "safetensors", "openai")
+OLDEST = (8, 0)  # compute capability that our kernels are written for
+TRITON, GLUON = "our Triton kernels", "our Gluon kernels"
 GROUPS = ("vllm.general_plugins", "vllm.platform_plugins")
 
 
@@ -63,13 +65,37 @@ def _device() -> list[tuple[str, str]]:
     rows = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        major, minor = properties.major, properties.minor
+        capability = properties.major, properties.minor
         gib = properties.total_memory / 2**30
-        rows.append((f"device {index}", f"{properties.name}, sm_{major}{minor}, {gib:.0f} GiB"))
+        name = f"{properties.name}, {_architecture(capability)}, {gib:.0f} GiB"
+        rows += [(f"device {index}", name), *_kernels(capability)]
+    return [*rows, ("CUDA graphs", "whole canvases, FULL_DECODE_ONLY")]
+
+
+def _kernels(capability: tuple[int, int]) -> list[tuple[str, str]]:
+    """What each part of a step runs on, on a GPU."""
+    from diffusiongemma_kernels.attention import hopper as attention
+    from diffusiongemma_kernels.moe_gemm import hopper as experts
+    from diffusiongemma_kernels.moe_gemm_fp4.op import multiplies_fp4
+
+    if capability < OLDEST:
+        return [("its kernels", f"none: {_architecture(OLDEST)} or newer is needed")]
+    attend = nvfp4 = TRITON
+    if attention.runs_on(capability):
+        dims = " and ".join(map(str, attention.HEAD_DIMS))
+        attend = f"{GLUON} for heads of {dims} in BF16, else {TRITON}"
+    if experts.runs_on(capability):
+        nvfp4 = GLUON
+    elif multiplies_fp4(capability):
+        nvfp4 = f"{TRITON}, as FP4 products where the checkpoint has input scales"
     return [
-        *rows,
-        ("attention, KV write", "our Triton kernels"),
-        ("row statistics", "our Triton kernels"),
-        ("experts", "our Triton kernels for BF16 and NVFP4, vLLM's for other formats"),
-        ("CUDA graphs", "whole canvases, FULL_DECODE_ONLY"),
+        ("attention", attend),
+        ("experts in NVFP4", nvfp4),
+        ("experts in BF16", TRITON),
+        ("experts in other formats", "vLLM's kernels"),
+        ("KV write, sampler", TRITON),
     ]
+
+
+def _architecture(capability: tuple[int, int]) -> str:
+    return f"sm_{capability[0]}{capability[1]}"

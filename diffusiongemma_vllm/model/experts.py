@@ -17,7 +17,7 @@ from diffusiongemma_kernels.moe_gemm.op import moe
 from diffusiongemma_kernels.moe_gemm.pack import pack
 from diffusiongemma_kernels.moe_gemm.types import Dense
 from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
-from diffusiongemma_kernels.moe_gemm_fp4.op import moe_fp4
+from diffusiongemma_kernels.moe_gemm_fp4.op import moe_fp4, multiplies_fp4
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4
 from diffusiongemma_vllm.model import selfcheck
 from diffusiongemma_vllm.model.moe import Router, Routing, TorchExperts
@@ -28,11 +28,6 @@ from diffusiongemma_vllm.nvfp4 import Nvfp4ExpertsConfig
 SIGN, NAN = 0x80, 0x7F  # bits of e4m3
 # A row's rounding: of h and of each slot to BF16; of the activations to NVFP4.
 BF16_ROUNDING, NVFP4_ROUNDING = 0.02, 0.5
-
-
-def multiplies_fp4(device: torch.device) -> bool:
-    """True for Blackwell, whose tensor cores multiply NVFP4 by NVFP4."""
-    return target.of(device).capability[0] in (10, 12)
 
 
 def run_kernels(
@@ -236,7 +231,7 @@ class Nvfp4Experts(nn.Module):
             self._correct_dummy()
         if not self.gate_up_weight.is_cuda:
             self.run = self._dense()
-        elif self.input_scales and multiplies_fp4(self.gate_up_weight.device):
+        elif self.input_scales and multiplies_fp4(target.of(self.gate_up_weight.device).capability):
             self.run = Fp4Experts(self.routing, *self.with_input_scales())
         else:
             self.run = PackedExperts(self.routing, self.gate_up(), self.down())

@@ -9,6 +9,7 @@ from diffusiongemma_kernels.attention import _config
 from diffusiongemma_kernels.attention._config import Config, Shape, Tile
 from diffusiongemma_kernels.paged import FP8, PagedKV
 
+HEAD_DIMS = (256, 512)
 ROWS = 64  # of either group of a program that attends
 KEYS = 64  # of a tile
 WIDTH = 256  # columns of a piece, and of a program's values
@@ -31,12 +32,16 @@ PLANS = {  # by head_dim and whether the cache is fp8
 }
 
 
+def runs_on(capability: tuple[int, int]) -> bool:
+    return capability[0] == 9
+
+
 def runs(capability: tuple[int, int], q: Tensor, kv: PagedKV) -> bool:
     """Whether it does these.  No batch changes that: `batch_invariant` needs one kernel."""
     return (
-        capability[0] == 9
+        runs_on(capability)
         and q.dtype == torch.bfloat16
-        and q.shape[2] in (256, 512)
+        and q.shape[2] in HEAD_DIMS
         and kv.key.stride() == kv.value.stride()
         and all(stride % UNIT == 0 for stride in kv.key.stride()[:3])
     )

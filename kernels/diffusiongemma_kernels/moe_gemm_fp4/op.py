@@ -12,6 +12,11 @@ from diffusiongemma_kernels.moe_sort.op import moe_sort
 from diffusiongemma_kernels.moe_sort.types import Sorted
 
 
+def multiplies_fp4(capability: tuple[int, int]) -> bool:
+    """True for Blackwell, whose tensor cores multiply NVFP4 by NVFP4."""
+    return capability[0] in (10, 12)
+
+
 def moe_fp4(
     x: Tensor,
     topk_ids: Tensor,
