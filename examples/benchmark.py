@@ -42,7 +42,20 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.model is None and not (args.plot and args.json):
         parser.error("name a MODEL, or --json and --plot to draw what was measured")
+    if args.plot and not args.json:
+        parser.error("--plot draws the lines of --json: name that file too")
+    if args.plot and not drawable():
+        parser.error("--plot draws by matplotlib, which is not here: pip install matplotlib")
     return args
+
+
+def drawable() -> bool:
+    """Whether matplotlib can be imported, which is asked before anything is timed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def prepare(native: bool) -> None:
@@ -122,7 +135,8 @@ class Bench:
             settings |= {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.8}
         begun = time.time()
         self.llm = vllm.LLM(**settings | json.loads(args.kw))
-        print(f"start-up {time.time() - begun:.1f} s", flush=True)
+        start = round(time.time() - begun, 1)
+        print(f"start-up {start} s", flush=True)
         core = self.llm.llm_engine.engine_core.engine_core
         self.worker = getattr(core.model_executor, "driver_worker", None)  # none of several ranks
         schedule = core.scheduler.schedule
@@ -147,6 +161,7 @@ class Bench:
         self.where = {
             "gpu": torch.cuda.get_device_name() if gpu else "none, on CPU",
             "versions": {"vllm": vllm.__version__, "torch": torch.__version__},
+            "start_s": start,
             "settings": {
                 "steps": args.steps, "random": args.random, **json.loads(args.kw)
             },
@@ -155,7 +170,7 @@ class Bench:
             self.where["settings"]["batch_invariant"] = True
 
     def said(self) -> dict[str, Any]:
-        """Where and how a line was measured."""
+        """Where and how a line was measured, by an engine that took so many seconds to start."""
         settings = {"prompt": self.length, **self.where["settings"]}
         return {**self.where, "settings": settings}
 

@@ -1,6 +1,7 @@
 """examples/benchmark.py: how it fills weights and what it makes of times.  Engines: by hand."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,13 +50,34 @@ def test_a_line_takes_prompts_out_of_the_time(benchmark):
     """A second for the prompt, a quarter of one and five forwards a canvas."""
     bench = object.__new__(benchmark.Bench)
     bench.canvas, bench.length, bench.about = 256, 512, {"implementation": "ours"}
-    bench.where = {"gpu": "none", "settings": {"steps": 4}}
+    bench.where = {"gpu": "none", "start_s": 9.5, "settings": {"steps": 4}}
     bench.worker = None
     bench.timed = lambda batch, canvases: (1 + 0.25 * canvases, 1 + 5 * canvases)
     line = bench.step(2)
     assert line["ms_a_canvas"] == 250 and line["forwards_a_canvas"] == 5 and line["ms"] == 50
     assert line["tokens_per_second"] == 2 * 256 * 2 / 0.5 and line["prompt_ms"] == 1000
-    assert line["settings"] == {"prompt": 512, "steps": 4}
+    assert line["settings"] == {"prompt": 512, "steps": 4} and line["start_s"] == 9.5
+
+
+@pytest.mark.parametrize(("given", "missing"), [
+    (["MODEL", "--json", "a.jsonl", "--plot", "a.png"], "pip install matplotlib"),
+    (["--json", "a.jsonl", "--plot", "a.png"], "pip install matplotlib"),
+    (["MODEL", "--plot", "a.png"], "--json"),
+])
+def test_what_cannot_be_drawn_is_refused_before_it_is_timed(
+    benchmark, monkeypatch, capsys, given, missing
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it fails
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *given])
+    with pytest.raises(SystemExit):
+        benchmark.arguments()
+    assert missing in capsys.readouterr().err
+
+
+def test_without_a_plot_matplotlib_is_not_needed(benchmark, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "MODEL", "--json", "a.jsonl"])
+    assert benchmark.arguments().model == "MODEL"
 
 
 def test_users_ask_again_when_they_are_answered(benchmark):
