@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,10 +77,20 @@ def request_options(params: Any) -> RequestOptions:
         repetition=float(params.repetition_penalty),
         frequency=float(params.frequency_penalty),
         presence=float(params.presence_penalty),
-        thinking_budget=params.thinking_token_budget,
+        thinking_budget=_budget(params.thinking_token_budget),
         scores=params.num_logprobs,
         score_ids=tuple(params.logprob_token_ids or ()),
     )
+
+
+def only(score_ids: Sequence[int], allowed: Sequence[int] | None) -> tuple[int, ...]:
+    """What a constrained request may write: ``score_ids`` as far as they are ``allowed`` at all."""
+    return tuple(token for token in score_ids if not allowed or token in allowed)
+
+
+def _budget(tokens: int | None) -> int | None:
+    """No context is as long as the most that a place may be."""
+    return None if tokens is None else min(int(tokens), 1 << 31)
 
 
 def _given(token: int | None) -> tuple[int, ...]:

@@ -11,8 +11,9 @@ from vllm.exceptions import VLLMValidationError
 
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.knobs import PREFIX, canvas_options
-from diffusiongemma_vllm.request import draw_seed
-from diffusiongemma_vllm.runner import adapters, listening, spans
+from diffusiongemma_vllm.request import draw_seed, only, request_options
+from diffusiongemma_vllm.runner import adapters, dead_ends, listening, numbers, spans
+from diffusiongemma_vllm.runner.constraint import INTERNAL
 from diffusiongemma_vllm.runner.rules import server_rules
 
 CAUSAL = (
@@ -69,6 +70,11 @@ def admit(request: Any, processor: Any) -> None:
     params = request.sampling_params
     if params is None:
         return
+    numbers.check(params)
+    try:
+        request_options(params)  # as the worker will
+    except (TypeError, ValueError) as error:
+        raise VLLMValidationError(f"a sampling parameter cannot be read: {error}") from None
     check_knobs(params, processor)
     check_tokens(params)
     listening.attach(params)
@@ -85,6 +91,14 @@ def check_knobs(params: Any, processor: Any) -> None:
     processor: vLLM's ``InputProcessor``, which knows the server that the request is for.
     """
     extra = params.extra_args or {}
+    if strange := [key for key in extra if not isinstance(key, str)]:
+        raise VLLMValidationError(
+            f"extra_args must have strings for keys, got {strange[:8]}", parameter="vllm_xargs"
+        )
+    if own := sorted(INTERNAL & extra.keys()):
+        raise VLLMValidationError(
+            f"vllm_xargs: {', '.join(own)} is the engine's own; drop it", parameter="vllm_xargs"
+        )
     if not any(key.startswith(PREFIX) for key in extra):
         return
     if processor not in _RULES:
@@ -132,17 +146,23 @@ def validate_structured(params: Any, config: Any, validate: Callable[[Any], None
     asked = params.structured_outputs
     schema = asked.json is not None or asked.json_object is not None
     if config is not None and config.backend == "guidance" and asked.structural_tag is not None:
-        return validate(replace(config, backend="xgrammar"))
-    if config is None or config.backend != "auto" or not (schema or asked.regex or asked.choice):
-        return validate(config)
-    try:
-        validate(replace(config, backend="guidance"))
-        asked._backend_was_auto = True
-    except VLLMValidationError:
-        if schema:
-            raise
-        asked._backend = None
+        validate(replace(config, backend="xgrammar"))
+    elif config is None or config.backend != "auto" or not (schema or asked.regex or asked.choice):
         validate(config)
+    else:
+        try:
+            validate(replace(config, backend="guidance"))
+            asked._backend_was_auto = True
+        except VLLMValidationError:
+            if schema:
+                raise
+            asked._backend = None
+            validate(config)
+    if wrong := dead_ends.found(asked):
+        raise VLLMValidationError(
+            f"structured outputs: {wrong}. Ask for what a text can satisfy",
+            parameter="structured_outputs",
+        )
 
 
 def check_tokens(params: Any) -> None:
@@ -150,15 +170,19 @@ def check_tokens(params: Any) -> None:
 
     Called once vLLM has filled in stop tokens and the tokens of bad words.
     """
-    if not params.allowed_token_ids:
+    allowed = params.allowed_token_ids
+    if (params.extra_args or {}).get("diffusion_constrained"):
+        allowed = only(params.logprob_token_ids, allowed)
+    elif not allowed:
         return
     barred = {word[-1] for word in params.bad_words_token_ids or ()}
     if params.min_tokens > 0:
         barred |= params.all_stop_token_ids
-    if barred.issuperset(params.allowed_token_ids):
+    if barred.issuperset(allowed):
         raise VLLMValidationError(
-            "allowed_token_ids leaves no token to write beside bad_words and min_tokens, which bar "
-            "the end of the text; allow at least one more token",
+            "allowed_token_ids, or logprob_token_ids with diffusion_constrained, leaves no token "
+            "to write beside the other, bad_words and min_tokens, which bars the end of the text; "
+            "allow at least one more token",
             parameter="allowed_token_ids",
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm import envs
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from vllm.v1.structured_output.backend_types import (
     StructuredOutputGrammar,
@@ -60,7 +61,10 @@ def compiler(tokenizer: Any, vocab_size: int) -> Any:
         words, vocab_type=plain.vocab_type, vocab_size=vocab_size,
         stop_token_ids=plain.stop_token_ids, add_prefix_space=plain.add_prefix_space,
     )
-    return xgrammar.GrammarCompiler(info, max_threads=8, cache_enabled=True)
+    limit = envs.VLLM_XGRAMMAR_CACHE_MB << 20
+    return xgrammar.GrammarCompiler(
+        info, max_threads=8, cache_enabled=True, cache_limit_bytes=limit
+    )
 
 
 class StrictCompiler:
@@ -162,14 +166,20 @@ class TextGrammar(StructuredOutputGrammar):
     def fill_bitmask(self, bitmask: Tensor, batch_index: int) -> None:
         self.grammar.fill_bitmask(bitmask, batch_index)
         row = bitmask[batch_index]
-        over = bool(row[self.eos // WORD] >> (self.eos % WORD) & 1)
+        over = bool(row[self.eos // WORD] >> (self.eos % WORD) & 1) and not self.dead()
         row &= ~self._no_text
         if over:
             row |= self._end_bits
 
     def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
         own = [self.eos if token in self.ends else token for token in tokens]
-        return bool(self.grammar.accept_tokens(request_id, own))
+        return not self.dead() and bool(self.grammar.accept_tokens(request_id, own))
+
+    def dead(self) -> bool:
+        """Whether nothing may come next, not even the end, which guidance then lets through."""
+        matcher = self.grammar.ll_matcher
+        return bool(matcher.is_stopped() and not matcher.is_accepting()
+                    and not self.grammar.is_terminated())
 
     def validate_tokens(self, tokens: list[int]) -> list[int]:
         found: list[int] = self.grammar.validate_tokens(tokens)

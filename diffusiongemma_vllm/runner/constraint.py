@@ -26,6 +26,7 @@ from diffusiongemma_vllm.runner.grammars import Grammars
 # In extra_args, from the scheduler to the sampler:
 THOUGHT_FIRST = "_thought_first"
 SHORTS = "_shorts"  # see the attribute, of a request that comes back after a preemption
+INTERNAL = {THOUGHT_FIRST, SHORTS}
 LONGEST_LEAD = 1024  # forced tokens that are worked out ahead
 CLOSERS, SEPARATORS = ('"', "}", "]"), (",",)
 
@@ -42,6 +43,7 @@ class GrammarConstraint:
 
     lead: tokens that come next because nothing else may, already accepted by the grammar.
     shorts: canvases in a row that it left little text of; the sampler counts them.
+    stuck: the grammar has led to where nothing may come; the request ends with an error.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class GrammarConstraint:
         self.started = False
         self.lead: list[int] = []
         self.shorts = 0
+        self.stuck = False
         self._bits = torch.full((1, -(-self.vocab // WORD)), -1, dtype=torch.int32)
         self._known: Known | None = None
 
@@ -75,7 +78,7 @@ class GrammarConstraint:
         return self._future.result()
 
     def over(self) -> bool:
-        return self.stage is Stage.OVER
+        return self.stage is Stage.OVER or self.stuck
 
     def allowed(self) -> Callable[[int], bool]:
         if self.lead:
@@ -162,8 +165,7 @@ class GrammarConstraint:
         self.stage = Stage.GRAMMAR
         if self.grammar.is_terminated():
             return
-        if not self.grammar.accept_tokens("", [token]):
-            raise RuntimeError(f"the grammar allowed token {token} and refuses it")
+        self.stuck |= not self.grammar.accept_tokens("", [token])
 
     def start(self, prompt: Sequence[int], output: Sequence[int]) -> None:
         """``output``: what is written already, for a request that comes back after a preemption."""
@@ -179,9 +181,10 @@ class GrammarConstraint:
         """What it says of the canvas behind the text so far."""
         if self._known is None:
             self._look_ahead()
-            then = self._then().to(device)
+            then = self._then()
+            self.stuck |= not bool(then.any())
             held = torch.tensor(self.lead, dtype=torch.int64, device=device)
-            self._known = Known(held, then)
+            self._known = Known(held, then.to(device))
         return self._known
 
     def _look_ahead(self) -> None:
@@ -235,7 +238,7 @@ class Constraints:
             return None
         thought = (params.extra_args or {}).get(THOUGHT_FIRST)
         return GrammarConstraint(
-            self.grammars.compile(params), ends=sorted(params.all_stop_token_ids),
+            self.grammars.compile(params), ends=sorted(self.grammars.ends_of(params)),
             markers=self._markers, marks=self.marks if thought else None,
             tokenize=lambda text: self._tokenizer.encode(text, add_special_tokens=False),
             letters=self._letters,

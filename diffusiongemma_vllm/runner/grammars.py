@@ -24,13 +24,23 @@ class Grammars:
     def __init__(self, vllm_config: Any) -> None:
         self.vllm_config = vllm_config
         self.managers: dict[str, BackEnd] = {}
+        ends = vllm_config.model_config.try_get_generation_config().get("eos_token_id")
+        self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+
+    def ends_of(self, params: Any) -> frozenset[int]:
+        """Tokens behind which no text comes.  A request's own stops may be part of its grammar."""
+        all_stops = frozenset(params.all_stop_token_ids)
+        return all_stops & (self.ends | {params.eos_token_id}) or all_stops
 
     def compile(self, params: Any) -> Future[StructuredOutputGrammar]:
         """Start on a request's ``SamplingParams``; an error is the future's."""
         name = params.structured_outputs._backend
         asked = StructuredOutputRequest(params=params.structured_outputs)
+        stops = SimpleNamespace(
+            structured_outputs=params.structured_outputs, all_stop_token_ids=self.ends_of(params)
+        )
         request: Any = SimpleNamespace(
-            request_id="", sampling_params=params, structured_output_request=asked
+            request_id="", sampling_params=stops, structured_output_request=asked
         )
         if name not in self.managers:
             self.managers[name] = self._manager(name)

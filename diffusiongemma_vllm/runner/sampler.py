@@ -121,7 +121,7 @@ class DiffusionSampler:
         return SamplerOutput(
             sampled_token_ids=text.to(torch.int32),
             logprobs_tensors=gather(scores, count, self.config.canvas_length),
-            num_nans=self._told(full, canvases, rolls),
+            num_nans=self._told(full, slots_np[:canvases], rolls),
             num_sampled=lengths.to(torch.int32),
             num_rejected=rejected.to(torch.int32),
             sampling_mask_tensors=notes(drafts, self.model.expert_load.take()),
@@ -251,18 +251,20 @@ class DiffusionSampler:
             found[i] = first & reroll(text[i], canvas.roll[i])
         return found
 
-    def _told(self, hidden: Tensor, canvases: int, rolls: Tensor | None) -> Tensor | None:
-        """For each request how often its canvas was drawn again, or NaN if its logits have any.
-
-        vLLM takes it for a count of NaNs, which is the one number a request that it carries to the
-        scheduler.  It may be shorter than the batch: canvases come first.  ->  [N] f32
+    def _told(self, hidden: Tensor, own: np.ndarray, rolls: Tensor | None) -> Tensor | None:
+        """How often each request's canvas was drawn again, or NaN where its logits have any, or Inf
+        where its constraint is stuck, as vLLM's count of NaNs, the one number that it carries to
+        the scheduler.  own: slots of the canvases, which come first.   ->  [N] f32, or fewer
         """
-        if not canvases:
+        if not len(own):
             return rolls
-        found = health(hidden.view(canvases, self.config.canvas_length, -1))
+        found = health(hidden.view(len(own), self.config.canvas_length, -1))
+        for i, slot in enumerate(own.tolist()):
+            if slot in self.special and self.special[slot].stuck:
+                found[i] += torch.inf
         if rolls is None:
             return found
-        rolls[:canvases] += found
+        rolls[: len(own)] += found
         return rolls
 
     def _rolls(self, slots: Tensor, slots_np: np.ndarray) -> Tensor | None:

@@ -10,7 +10,7 @@ A request that ends with a canvas never commits it.
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, isnan
 from typing import Any
 
 from vllm.logger import init_logger
@@ -31,6 +31,7 @@ from diffusiongemma_vllm.runner.rules import server_rules
 from diffusiongemma_vllm.runner.tally import Tally
 
 logger = init_logger("vllm.diffusiongemma")
+WRONG = {True: "NaN or Inf in its logits", False: "nothing may come next by its grammar"}
 
 
 class CanvasScheduler(Scheduler):
@@ -195,7 +196,7 @@ class CanvasScheduler(Scheduler):
         drafted = scheduler_output.scheduled_spec_decode_tokens
         rerolls = model_runner_output.num_nans_in_logits or {}  # see the sampler's ``_told``
         model_runner_output.num_nans_in_logits = None
-        failed = self.fail([name for name, told in rerolls.items() if not isfinite(told)])
+        failed = self.fail({name: told for name, told in rerolls.items() if not isfinite(told)})
         noted = notes.take(model_runner_output)
         told, sent = {}, []
         for request_id, rows in scheduler_output.num_scheduled_tokens.items():
@@ -231,19 +232,20 @@ class CanvasScheduler(Scheduler):
         self.tally = Tally(self.tally.engine)
         return outputs
 
-    def fail(self, request_ids: list[str]) -> list[Request]:
-        """End requests whose forward gave NaN or Inf with an error, before any of it goes out.
+    def fail(self, told: dict[str, float]) -> list[Request]:
+        """End requests whose forward went wrong with an error, before any of it goes out.
 
-        What a preempted request's last forward gave is nothing: it begins again.
+        told: what the sampler says of each.  What a preempted request's last forward gave is
+        nothing: it begins again.
         """
         found = [
-            request for request in map(self.requests.get, request_ids)
+            request for request in map(self.requests.get, told)
             if request is not None and request.num_stale_output_tokens == 0
         ]
         for request in found:
             logger.error(
-                "request %s ends with an error: NaN or Inf in its logits at token %d; its KV pages "
-                "are wiped", request.request_id, request.num_tokens,
+                "request %s ends with an error: %s at token %d; its KV pages are wiped",
+                request.request_id, WRONG[isnan(told[request.request_id])], request.num_tokens,
             )
         names = [request.request_id for request in found]
         self.soiled.take(names)

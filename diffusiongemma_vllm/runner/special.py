@@ -15,7 +15,7 @@ from diffusiongemma_vllm.denoise import rows
 from diffusiongemma_vllm.denoise.edits import Edit, Pin
 from diffusiongemma_vllm.denoise.reroll import Reroll
 from diffusiongemma_vllm.knobs import CanvasOptions
-from diffusiongemma_vllm.request import RequestOptions, request_options
+from diffusiongemma_vllm.request import RequestOptions, only, request_options
 from diffusiongemma_vllm.runner.constraint import SHORTS, GrammarConstraint
 from diffusiongemma_vllm.runner.edits import ThoughtMarks, build
 from diffusiongemma_vllm.runner.processors import Processors
@@ -51,6 +51,10 @@ class Special:
     def steered(self) -> bool:
         """Whether canvases begin from more than noise, or end otherwise than by the rules."""
         return any(one is not None for one in (self.pin, self.start, self.constraint, self.reroll))
+
+    @property
+    def stuck(self) -> bool:
+        return self.constraint is not None and self.constraint.stuck
 
     @property
     def any(self) -> bool:
@@ -93,7 +97,7 @@ def special_of(
         return torch.tensor(ids, device=device) if ids else None
 
     if asked.constrained:
-        options = replace(options, only=options.score_ids)
+        options = replace(options, only=only(options.score_ids, options.only))
     template = tokens(asked.template)
     pin = None if template is None else Pin(template)
     own = build(options, device, marks, last)

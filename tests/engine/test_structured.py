@@ -161,6 +161,38 @@ def test_a_grammar_that_is_none_is_refused(sync):
     assert answer(serve(sync, [constrained(sync, json=PERSON)])[0])
 
 
+@pytest.mark.parametrize("constraint", [
+    dict(json=PERSON), dict(grammar='root ::= "{" [a-z]* "}"'),
+], ids=["guidance", "xgrammar"])
+def test_stops_of_ones_own_may_be_tokens_of_the_grammar(llm, constraint):
+    """The text is cut there, as without a grammar, and goes by the grammar up to there."""
+    opens, closes = (llm.get_tokenizer().get_vocab()[token] for token in "{}")
+    whole = answer(serve(llm, [constrained(llm, **constraint)])[0])
+    for stop, left in ((closes, whole[:-1]), (opens, "")):
+        one = constrained(llm, **constraint)
+        out = serve(llm, [one._replace(options=one.options | {"stop_token_ids": [stop]})])[0]
+        assert answer(out) == left and out.outputs[0].stop_reason == stop
+
+
+def test_where_nothing_may_come_that_request_ends_alone(llm):
+    """The grammar demands more text behind the token that ends a text."""
+    dead = {"type": "sequence", "elements": [
+        {"type": "const_string", "value": "ab"}, {"type": "token", "token": 106},
+        {"type": "const_string", "value": "x"}]}
+    tag = json.dumps({"type": "structural_tag", "format": dead})
+    alone = answer(serve(llm, [constrained(llm, json=PERSON)])[0])
+    forget(llm)
+    out = serve(llm, [constrained(llm, structural_tag=tag), constrained(llm, json=PERSON)])
+    assert out[0].finished and out[0].outputs[0].finish_reason == "error"
+    assert answer(out[1]) == alone
+
+
+def test_what_would_go_on_for_ever_is_refused(sync):
+    never = dict(grammar='root ::= "a" x\nx ::= "b" x')
+    with pytest.raises(VLLMValidationError, match="rule root: it could begin and go on for ever"):
+        serve(sync, [constrained(sync, **never)])
+
+
 def test_infill(sync):
     """One word in the middle, with the task's prompt; and a text longer than a canvas."""
     from diffusiongemma_vllm import Gap, infill
@@ -179,3 +211,6 @@ def test_infill(sync):
     assert not set(filled.gaps[0]) & {"<", "|"}
     with pytest.raises(ValueError, match="no Gap"):
         infill(sync, ["a"])
+    room = sync.llm_engine.model_config.max_model_len
+    with pytest.raises(ValueError, match=f"more than max_model_len, which is {room}"):
+        infill(sync, ["a", Gap(room), "b"], prompt=prompt)

@@ -8,11 +8,16 @@ from vllm import SamplingParams
 from vllm.config import StructuredOutputsConfig
 from vllm.exceptions import VLLMValidationError
 from vllm.plugins import load_general_plugins
-from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
+from vllm.sampling_params import (
+    BeamSearchParams,
+    RepetitionDetectionParams,
+    StructuredOutputsParams,
+)
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from diffusiongemma_vllm.compat import ARCHITECTURE
+from diffusiongemma_vllm.runner import numbers
 from diffusiongemma_vllm.runner.admission import check, check_tokens
 
 load_general_plugins()
@@ -81,11 +86,42 @@ def test_an_option_that_is_honoured_is_let_in(option, value):
     check(SamplingParams(**{option: value}))
 
 
+@pytest.mark.parametrize(("options", "says"), [
+    ({"thinking_token_budget": 2**63}, "thinking_token_budget must hold whole numbers below 2.63"),
+    ({"logit_bias": {2**63: 1.0}}, "logit_bias must hold whole numbers"),
+    ({"repetition_penalty": 1e300}, "repetition_penalty must be a number of 1e-06..1e.06, got"),
+    ({"repetition_detection": RepetitionDetectionParams(2, 0, 10**400)}, "of more than 300 digits"),
+    ({"logit_bias": {5: float("nan")}}, "logit_bias must hold numbers of at most 1e.30, got nan"),
+    ({"logit_bias": {5: float("inf")}}, "logit_bias must hold numbers"),
+])
+def test_a_number_that_cannot_be_kept_is_refused(options, says):
+    with pytest.raises(VLLMValidationError, match=says) as error:
+        numbers.check(SamplingParams(**options))
+    assert error.value.parameter == next(iter(options))
+
+
+def test_numbers_at_the_edge_are_kept():
+    numbers.check(SamplingParams(
+        thinking_token_budget=2**63 - 1, repetition_penalty=1e-6, seed=-(2**63),
+        logit_bias={5: -1e9, 6: float("-inf")}, extra_args={"mine": [True, "x", None, 1.5]},
+    ))
+
+
+@pytest.mark.parametrize("options", [
+    dict(logprob_token_ids=[5], allowed_token_ids=[6]),
+    dict(logprob_token_ids=[2], min_tokens=1, stop_token_ids=[2]),
+])
+def test_a_constrained_request_must_have_a_token_left(options):
+    check_tokens(SamplingParams(**options))
+    with pytest.raises(VLLMValidationError, match="logprob_token_ids with diffusion_constrained"):
+        check_tokens(SamplingParams(**options, extra_args={"diffusion_constrained": True}))
+
+
 def test_tokens_must_be_left_to_write():
     params = SamplingParams(allowed_token_ids=[1, 2], min_tokens=1, stop_token_ids=[1])
     check_tokens(params)
     params._bad_words_token_ids = [[7, 2]]
-    with pytest.raises(VLLMValidationError, match="allowed_token_ids leaves no token"):
+    with pytest.raises(VLLMValidationError, match="leaves no token to write"):
         check_tokens(params)
     check_tokens(SamplingParams())
 

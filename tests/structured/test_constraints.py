@@ -24,7 +24,8 @@ load_general_plugins()
 ENDS = {1, 50, 106}
 MODEL = SimpleNamespace(
     architectures=[ARCHITECTURE], is_diffusion=True, get_vocab_size=lambda: 384,
-    skip_tokenizer_init=False, hf_config=SimpleNamespace(model_type="diffusion_gemma"),
+    try_get_generation_config=lambda: {"eos_token_id": [*ENDS]}, skip_tokenizer_init=False,
+    hf_config=SimpleNamespace(model_type="diffusion_gemma"),
 )
 
 
