@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
 
 from diffusiongemma_vllm.compat import patch
 from diffusiongemma_vllm.runner import meters, tally
 from diffusiongemma_vllm.runner.drafts import KEY
+
+logger = init_logger("vllm.diffusiongemma")
 
 ASKED = "diffusion_drafts"
 NOBODY = (
@@ -66,12 +69,27 @@ def on_draft(callback: Listener) -> Iterator[None]:
 
     The value is how many denoise steps lie between two drafts of a canvas; the step that settles
     it has a draft always.  The callback runs between two steps: what takes long holds them up.
+
+    Raises what the callback raised first, at the end: the requests run on, and nobody listens any
+    more.
     """
-    token = _LISTENER.set(callback)
+    errors: list[Exception] = []
+
+    def heard(draft: Draft) -> None:
+        if not errors:
+            try:
+                callback(draft)
+            except Exception as error:  # noqa: BLE001  the engine is between two steps
+                logger.exception("on_draft's callback failed, and hears nothing more")
+                errors.append(error)
+
+    token = _LISTENER.set(heard)
     try:
         yield
     finally:
         _LISTENER.reset(token)
+    if errors:
+        raise errors[0]
 
 
 def listener() -> Listener | None:

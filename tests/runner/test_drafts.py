@@ -131,6 +131,24 @@ def test_a_draft_is_heard_and_goes_no_further(processor):
     assert len(heard) == 2
 
 
+def test_a_callback_that_fails_holds_nobody_up(processor):
+    """Its error comes at the end, and it is not called again."""
+    heard = []
+
+    def fails(draft):
+        heard.append(draft)
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"), on_draft(fails):
+        call = listening.listener()
+        for _ in range(2):
+            call(Draft(request_id="r", index=0, ends=frozenset(), **TOLD))
+    assert len(heard) == 1
+    with pytest.raises(ValueError, match="the block's own"), on_draft(fails):
+        listening.listener()(heard[0])
+        raise ValueError("the block's own")
+
+
 def test_nobody_listens():
     params = SamplingParams(extra_args={"diffusion_drafts": 1})
     with pytest.raises(VLLMValidationError, match="stream=true"):
@@ -151,7 +169,7 @@ def test_threads_know_who_listens():
             return await front.process_inputs_async()
 
         with on_draft(print):
-            assert asyncio.run(ask()) is print
+            assert asyncio.run(ask()) is listening.listener() is not None
 
 
 class Letters:
