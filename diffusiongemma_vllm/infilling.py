@@ -39,7 +39,7 @@ def infill(
         prompt: what the model reads first, markers and all; the beginning of a text without it.
 
     Raises:
-        ValueError: where there is no gap, or one without room.
+        ValueError: where there is no gap, or one without room, or more text than the context holds.
     """
     from vllm import SamplingParams
 
@@ -48,6 +48,12 @@ def infill(
     start = [tokenizer.bos_token_id] if prompt is None else tokenizer.encode(
         prompt, add_special_tokens=False
     )
+    most = llm.llm_engine.model_config.max_model_len
+    if len(start) + len(template) > most:
+        raise ValueError(
+            f"prompt, texts and gaps have {len(start) + len(template)} tokens, more than "
+            f"max_model_len, which is {most}"
+        )
     params = SamplingParams(
         max_tokens=len(template), ignore_eos=True, temperature=temperature, seed=seed,
         detokenize=False, logit_bias=dict.fromkeys(marker_tokens(tokenizer), -100.0),
