@@ -93,6 +93,7 @@ def answer_chats() -> None:
 
     Removal: when a response's choices carry what a model tells in its ``CompletionOutput``.
     """
+    from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
     def make_full(original: Any) -> Any:
@@ -107,6 +108,19 @@ def answer_chats() -> None:
 
         return chat_completion_full_generator
 
+    def make_batch(original: Any) -> Any:
+        async def chat_completion_full_generator_batch(
+            self: Any, request: Any, generators: Any, *args: Any, **kwargs: Any
+        ) -> Any:
+            if not ours(self.model_config):
+                return await original(self, request, generators, *args, **kwargs)
+            reports: Reports = {}
+            noted = [_noting(results, reports, first=i) for i, results in enumerate(generators)]
+            return _tell(await original(self, request, noted, *args, **kwargs), reports)
+
+        return chat_completion_full_generator_batch
+
+    patch(OpenAIServingChatBatch, "chat_completion_full_generator_batch", make_batch)
     patch(OpenAIServingChat, "chat_completion_full_generator", make_full)
     patch(OpenAIServingChat, "chat_completion_stream_generator", _make_stream)
 
@@ -165,9 +179,11 @@ def _make_stream(original: Any) -> Any:
     return chat_completion_stream_generator
 
 
-async def _noting(results: AsyncIterator[Any], reports: Reports) -> AsyncIterator[Any]:
+async def _noting(
+    results: AsyncIterator[Any], reports: Reports, first: int = 0
+) -> AsyncIterator[Any]:
     async for result in results:
-        _note(reports, result)
+        _note(reports, result, first)
         yield result
 
 

@@ -19,11 +19,13 @@ TEMPLATE = "diffusion_template"
 
 
 def install() -> None:
+    from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
     read_first(OpenAIServingChat, "create_chat_completion", chat)
+    read_first(OpenAIServingChatBatch, "create_batch_chat_completion", chats)
     read_first(OpenAIServingCompletion, "create_completion", completion)
     read_first(OpenAIServingResponses, "create_responses", response)
 
@@ -81,6 +83,12 @@ def chat(handler: Any, request: Any) -> Any:
     return request
 
 
+def chats(handler: Any, request: Any) -> Any:
+    """Several at once; its requests have no documents."""
+    check_pictures(request)
+    return request
+
+
 def response(handler: Any, request: Any) -> Any:
     check_pictures(request)
     if request.previous_input_messages:
@@ -93,7 +101,9 @@ def response(handler: Any, request: Any) -> Any:
 
 
 def completion(handler: Any, request: Any) -> Any:
-    return request if request.suffix is None else held(request, handler.renderer.get_tokenizer())
+    if not request.suffix:  # vLLM refuses one that is there and empty
+        return request.model_copy(update={"suffix": None})
+    return held(request, handler.renderer.get_tokenizer())
 
 
 def held(request: Any, tokenizer: Any) -> Any:

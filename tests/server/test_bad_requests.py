@@ -16,6 +16,8 @@ PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUl
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 RESPOND, MESSAGE = "/v1/responses", "/v1/messages"
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+THINK = {"chat_template_kwargs": {"enable_thinking": True}}
+ONLY = {"vllm_xargs": {"diffusion_constrained": 1}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
@@ -58,6 +60,19 @@ CHATS = [
     Case({"structured_outputs": {"regex": "(["}}, "regex"),
     Case({"structured_outputs": {"regex": "a"}, "min_tokens": 3}, "min_tokens"),
     Case({"structured_outputs": {"grammar": "root ::= ("}}, "rammar"),
+    Case({"structured_outputs": {"grammar": 'root ::= "a" x\nx ::= "b" x'}}, "no text ends the gr"),
+    Case({"structured_outputs": {"regex": "a[^\\s\\S]"}}, "no text matches the regex"),
+    Case({"response_format": SCHEMA, "vllm_xargs": {"_shorts": "x"}}, "the engine's own"),
+    Case({"vllm_xargs": {"_thought_first": 1}}, "the engine's own"),
+    Case({"response_format": SCHEMA, "stop_token_ids": [77, 109]}, ""),
+    Case({"tools": [TOOL], "tool_choice": "required", "stop_token_ids": [48, 49]}, ""),
+    Case({"repetition_penalty": 1e-38}, "repetition_penalty must be a number of 1e-06..1e+06"),
+    Case({"thinking_token_budget": 2**63 - 1, **THINK}, ""),
+    Case({"thinking_token_budget": 2**64 - 1, **THINK}, "thinking_token_budget must hold"),
+    Case({"top_k": 10**30, "temperature": 1}, "top_k must hold whole numbers below 2^63"),
+    Case({"repetition_detection": {"max_pattern_size": 10**30, "min_count": 3}}, "2^63"),
+    Case({"logprobs": True, "logprob_token_ids": [5], "allowed_token_ids": [6], **ONLY}, "leaves"),
+    Case({"logprobs": True, "logprob_token_ids": [104], "bad_words": ["y"], **ONLY}, "leaves no"),
     Case({"seed": -1}, ""),
     Case({"seed": -(2**63)}, ""),
     Case({"seed": 2**63 - 1}, ""),
@@ -98,6 +113,11 @@ CHATS = [
     Case({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, ""),
     Case({"messages": [{"role": "user", "content": "a" * 9000}]}, "4096"),
     Case(user({"type": "image_url", "image_url": {"url": PNG}}), ""),
+    Case({"messages": [
+        {"role": "system", "content": [{"type": "image_url", "image_url": {"url": PNG}}]},
+        *MESSAGES,
+    ]}, "the chat template shows no image"),
+    Case(user({"type": "image_url", "image_url": {"url": "FILE:///etc/passwd"}}), "media"),
     Case(user({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA=="}}), "video"),
     Case(user({"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}), "audio"),
     Case(user({"type": "image_embeds", "image_embeds": "AA=="}), "image_embeds"),

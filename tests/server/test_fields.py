@@ -212,10 +212,10 @@ TEXT = [
     case("ct", "spaces_between_special_tokens", *(
         SPECIAL | {"spaces_between_special_tokens": spaces} for spaces in (True, False)),
         honoured=lambda plain, spaces, none: spaces.text == none.text),
-    case("t", "suffix", {
+    case("t", "suffix", "", {
         "prompt": TURN.format("Write a JSON object: name is nina, color is grey.") + '{"name": "',
         "suffix": '", "color": "grey"}', "max_tokens": 4,
-    }, honoured=lambda plain, got: got.text == "nina"),
+    }, honoured=lambda plain, none, got: none.text == plain.text and got.text == "nina"),
 ]
 LOGPROBS = [
     case("c", "logprobs", True, honoured=lambda plain, got: (

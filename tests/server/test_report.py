@@ -3,6 +3,7 @@
 import json
 import urllib.request
 
+import openai
 import pytest
 
 pytest.importorskip("vllm")
@@ -25,6 +26,22 @@ def test_a_chat(chat):
     several = chat(COUNT, temperature=1, n=2, seed=1).choices
     for choice in several:
         check(choice.model_extra["diffusion"], len(choice.model_extra["diffusion"]["canvases"]))
+
+
+def test_a_batch_of_chats(client, model, chat):
+    """vLLM's own endpoint, an answer a conversation."""
+    asked = [[{"role": "user", "content": ask}] for ask in (COUNT, "What is 27 + 38?")]
+    body = {"model": model, "messages": asked, "temperature": 0,
+            "chat_template_kwargs": {"enable_thinking": False}}
+    reply = client.post("/chat/completions/batch", body=body, cast_to=object)
+    alone = [chat(messages).choices[0] for messages in asked]
+    assert [(c["message"]["content"], c["diffusion"]) for c in reply["choices"]] == [
+        (c.message.content, c.model_extra["diffusion"]) for c in alone
+    ]
+    for wrong, says in (({"priority": 5}, "priority"), ({"media_io_kwargs": {"a": {}}}, "media_io"),
+                        ({"repetition_penalty": 1e-38}, "repetition_penalty must")):
+        with pytest.raises(openai.BadRequestError, match=says):
+            client.post("/chat/completions/batch", body=body | wrong, cast_to=object)
 
 
 def test_a_streamed_chat(chat):
