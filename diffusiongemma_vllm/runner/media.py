@@ -103,7 +103,8 @@ class FileConnector(MediaConnector):
                 "use mm_processor_kwargs", parameter="media_io_kwargs",
             )
         scheme, _, rest = url.partition(":")
-        if scheme.lower() == "data":
+        scheme = scheme.lower()
+        if scheme == "data":
             head, comma, _ = rest.partition(",")
             if not comma or not head.endswith(";base64"):
                 reason = ValueError("a data URL must be data:<type>;base64,<data>")

@@ -158,6 +158,16 @@ class PictureProcessor(BaseMultiModalProcessor[PictureInfo]):
             "video_seconds": [torch.tensor(one.seconds) for one in clips],
         })
 
+    def _matched_updates_from_result(self, mm_prompt_updates: Any, match_result: Any) -> Any:
+        for kind, places in match_result.items():
+            if None in places:
+                raise VLLMValidationError(
+                    f"the chat template shows no {kind} where one stands in the messages (in "
+                    "system messages, for example); put it into a message of the user",
+                    parameter="messages",
+                )
+        return super()._matched_updates_from_result(mm_prompt_updates, match_result)
+
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
