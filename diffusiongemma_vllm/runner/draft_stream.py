@@ -1,6 +1,6 @@
 """Drafts over HTTP: chunks without text between those with text, on the same stream.
 
-A draft is the field ``diffusion_draft`` of a choice, never of its ``delta``, whose fields clients
+A draft is the field ``diffusiheard_by`` of a choice, never of its ``delta``, whose fields clients
 add up.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusiongemma_vllm.compat import ours, patch
 from diffusiongemma_vllm.runner.drafts import KEY
-from diffusiongemma_vllm.runner.listening import ASKED, Draft, listener, on_draft
+from diffusiongemma_vllm.runner.listening import ASKED, Draft, heard_by, listener
 
 
 class Speller:
@@ -123,7 +123,7 @@ def carry(serving: type, create: str, stream: str, shape: Any) -> None:
         ) -> Any:
             if not (ours(self.model_config) and asks(request)):
                 return await original(self, request, *args, **kwargs)
-            with on_draft(Mail()):
+            with heard_by(Mail()):
                 return await original(self, request, *args, **kwargs)
 
         return create_listening

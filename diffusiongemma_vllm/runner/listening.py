@@ -83,13 +83,20 @@ def on_draft(callback: Listener) -> Iterator[None]:
                 logger.exception("on_draft's callback failed, and hears nothing more")
                 errors.append(error)
 
-    token = _LISTENER.set(heard)
+    with heard_by(heard):
+        yield
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def heard_by(found: Listener) -> Iterator[None]:
+    """The same with a listener that does not fail."""
+    token = _LISTENER.set(found)
     try:
         yield
     finally:
         _LISTENER.reset(token)
-    if errors:
-        raise errors[0]
 
 
 def listener() -> Listener | None:
