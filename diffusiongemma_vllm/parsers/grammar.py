@@ -27,7 +27,12 @@ from diffusiongemma_vllm.parsers.schema import Schema
 
 LABEL = "thought\n"
 
-_HEADER_RE = re.compile(r"[\s,;]*+(?P<call>(?:call)?\s*+:\s*+)?(?P<name>[^\W\d][\w.:/-]*+)?\s*+")
+# After "call:" a name is what a tool may be called; without it, what nothing else looks like.
+_NAMED = r"[^\s\0-,.-/:-@\[-^`{-\x7f][^\s\0-,;-@\[-^`{-\x7f]*+"
+_HEADER_RE = re.compile(
+    r"[\s,;]*+(?P<call>(?:call)?\s*+:\s*+)?"
+    rf"(?P<name>(?(call){_NAMED}|[^\W\d][\w.:/-]*+))?\s*+"
+)
 _HEADER_LIMIT = 512  # characters; a longer name is no name
 _LEFTOVER = " \t\r\n)]}"  # between the end of the arguments and the end marker: worth nothing
 

@@ -83,6 +83,15 @@ def test_forced_calls_use_the_same_syntax(composed, choice):
 
 
 @BOTH
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_name_may_begin_with_a_digit(composed, choice):
+    tool = {"type": "function", "function": {"name": "2fa", "parameters": {}}}
+    run = Run(composed, F.replace(":f{", ":2fa{"), request(tools=[tool], tool_choice=choice))
+    run.parser().adjust_request(run.asked)
+    run.check("", "", [("2fa", '{"a": "x"}')])
+
+
+@BOTH
 @pytest.mark.parametrize("asked", [{"tool_choice": "none"}, {"tools": None}], ids=str)
 def test_without_tools_to_call_a_call_is_text(composed, asked):
     text = 'See. call:f{a:<|"|>x<|"|>} Done.'

@@ -21,28 +21,32 @@ CALLS, END = "<|tool_call>call:{}<tool_call|>", 50
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(MINIATURE)
+def make():
+    """Makes a check: whether a text, and then the end, is let through where `tools` are forced."""
+    tokenizer = AutoTokenizer.from_pretrained(MINIATURE)
+    compiler = make_compiler(tokenizer, 384)
+
+    def make(tools, several=True):
+        grammar = CallGrammar(48, 49, 52).of(tools, several=several)
+        form = {"type": "grammar", "grammar": grammar}
+        compiled = compiler.compile_structural_tag(
+            json.dumps({"type": "structural_tag", "format": form})
+        )
+
+        def check(text):
+            matcher = xgrammar.GrammarMatcher(compiled, override_stop_tokens=[1, 106, END])
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            return all(matcher.accept_token(token) for token in [*ids, END])
+
+        return check
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def accepts(tokenizer):
-    compiler = make_compiler(tokenizer, 384)
-    compiled = {
-        several: compiler.compile_structural_tag(json.dumps({
-            "type": "structural_tag",
-            "format": {"type": "grammar",
-                       "grammar": CallGrammar(48, 49, 52).of(TOOLS, several=several)},
-        }))
-        for several in (True, False)
-    }
-
-    def check(text, several=True):
-        matcher = xgrammar.GrammarMatcher(compiled[several], override_stop_tokens=[1, 106, END])
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        return all(matcher.accept_token(token) for token in [*ids, END])
-
-    return check
+def accepts(make):
+    checks = {several: make(TOOLS, several) for several in (True, False)}
+    return lambda text, several=True: checks[several](text)
 
 
 @pytest.mark.parametrize("call", [
@@ -67,3 +71,9 @@ def test_refused(accepts, call):
 
 def test_text_instead_of_a_call(accepts):
     assert not accepts("hello") and not accepts("")
+
+
+def test_names_that_begin_with_a_digit_or_a_dash(make):
+    check = make({"2fa": None, "-x": None})
+    assert check(CALLS.format("2fa{}") + CALLS.format("-x{}"))
+    assert not check(CALLS.format("fa{}"))
