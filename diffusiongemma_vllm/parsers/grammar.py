@@ -351,5 +351,12 @@ class Scanner:
         self._in_run = True
 
 
+def readable(name: str) -> bool:
+    """Whether a call of a tool with that name is read as one."""
+    match = _HEADER_RE.match("call:" + name, 0, _HEADER_LIMIT + 1)
+    assert match is not None
+    return _name(match) == name != ""
+
+
 def _name(match: re.Match[str]) -> str:
     return (match["name"] or "").rstrip(":")

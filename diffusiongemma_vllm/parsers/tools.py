@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from vllm.entrypoints.generate.base.protocol import (
     DeltaMessage,
@@ -13,10 +13,11 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers.chat_utils import make_tool_call_id
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
+from vllm.tool_parsers.utils import get_function_tools
 
 from diffusiongemma_vllm.parsers import deltas
 from diffusiongemma_vllm.parsers.call_grammar import CallGrammar
-from diffusiongemma_vllm.parsers.grammar import Calls, Options, Scanner
+from diffusiongemma_vllm.parsers.grammar import Calls, Options, Scanner, readable
 from diffusiongemma_vllm.parsers.lexer import Mark
 from diffusiongemma_vllm.parsers.prompt import MarkerIds
 from diffusiongemma_vllm.parsers.schema import Schema
@@ -31,7 +32,7 @@ class Gemma4ToolParser(ToolParser):
     def __init__(self, tokenizer: Any, tools: list[Tool] | None = None) -> None:
         super().__init__(tokenizer, tools)
         self.skip_reasoning_parsing = False  # vLLM sets it when no reasoning parser is configured
-        self.schemas = tool_schemas(self.tools)
+        self.schemas = tool_schemas(tools)  # vLLM keeps plain functions alone in `self.tools`
         self._markers = MarkerIds(tokenizer)
         self._scanner: Scanner | None = None
         self._writer = deltas.DeltaWriter()
@@ -89,22 +90,63 @@ def calls_for(request: Any) -> Calls:
 
 def tool_schemas(tools: Sequence[Any] | None) -> dict[str, Schema]:
     """The parameters of each tool, by name, for both of vLLM's tool classes."""
-    functions = [getattr(tool, "function", tool) for tool in tools or ()]
-    named = [(getattr(f, "name", None), getattr(f, "parameters", None)) for f in functions]
-    return {n: Schema.of(p) for n, p in named if n and isinstance(p, Mapping)}
+    return {name: Schema.of(parameters) for name, parameters in _functions(tools).items()}
 
 
 def forced_tools(request: Any) -> dict[str, Any] | None:
     """Parameters by name of the tools that `tool_choice` lets the model choose from; None where it
     is free to call none.
+
+    Raises:
+        VLLMValidationError: where nothing could be called, or the choice is one that we do not keep
     """
     choice = request.tool_choice
-    name = getattr(getattr(choice, "function", choice), "name", None)
-    if choice != "required" and name is None:
+    if choice in (None, "auto", "none"):
         return None
-    functions = [getattr(tool, "function", tool) for tool in request.tools or ()]
-    named = [f for f in functions if getattr(f, "name", None)]
-    return {f.name: f.parameters for f in named if name in (None, f.name)}
+    tools = _functions(request.tools)
+    wanted = tools if choice == "required" else {n: tools.get(n) for n in _named(choice)}
+    free = getattr(choice, "mode", None) == "auto"
+    if free and wanted.keys() >= tools.keys():
+        return None
+    if free:
+        _refuse(
+            "tool_choice 'allowed_tools' with mode 'auto' is not kept: leave the other tools out "
+            "of tools, or use mode 'required'"
+        )
+    if not wanted:
+        _refuse(
+            "tool_choice forces a call of a function or a custom tool in tools, and leaves nothing "
+            "to call: list one, or use tool_choice 'auto'"
+        )
+    for name in wanted:
+        if name not in tools:
+            _refuse(f"tool_choice names {name!r}, which is no function or custom tool of tools")
+        if not readable(name):
+            _refuse(f"tool_choice forces a call of {name!r}, and no call of that name is read: "
+                    "name the tool with letters, digits, '_' and '-'")
+    return wanted
+
+
+def _functions(tools: Sequence[Any] | None) -> dict[str, Any]:
+    """Parameters by name of what the prompt shows and vLLM dispatches: functions, those in
+    namespaces, custom tools.
+    """
+    listed: Sequence[Any] = get_function_tools(tools or ())
+    functions = [getattr(tool, "function", tool) for tool in listed]
+    return {f.name: f.parameters for f in functions}
+
+
+def _named(choice: Any) -> list[str]:
+    """The tools that an object names; hosted ones have no names, and nobody calls them here."""
+    if getattr(choice, "type", None) == "allowed_tools":
+        names = [tool.get("name") for tool in choice.tools]
+    else:
+        names = [getattr(getattr(choice, "function", choice), "name", None)]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _refuse(why: str) -> NoReturn:
+    raise VLLMValidationError(why, parameter="tool_choice")
 
 
 def constrain(request: Any, tools: Mapping[str, Any], markers: MarkerIds) -> None:
@@ -113,13 +155,10 @@ def constrain(request: Any, tools: Mapping[str, Any], markers: MarkerIds) -> Non
     Raises:
         VLLMValidationError: where the answer is to be something else as well.
     """
-    if not tools:
-        return
     if request.extract_structured_outputs() is not None:
-        raise VLLMValidationError(
+        _refuse(
             "tool_choice forces a call, and response_format or structured_outputs another answer; "
-            "drop one of the two, or use tool_choice 'auto'",
-            parameter="tool_choice",
+            "drop one of the two, or use tool_choice 'auto'"
         )
     ids = {mark: token for token, mark in markers.marks.items()}
     grammar = CallGrammar(ids[Mark.CALL], ids[Mark.CALL_END], ids[Mark.QUOTE])
