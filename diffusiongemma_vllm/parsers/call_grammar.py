@@ -138,8 +138,8 @@ class CallGrammar:
 
 
 def _text(text: str) -> str:
-    """A literal of the grammar."""
-    return json.dumps(text, ensure_ascii=True)
+    """A literal of the grammar; xgrammar reads no pairs of surrogates, as JSON's escapes have."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _resolve(root: Mapping[str, Any], pointer: str) -> Any:

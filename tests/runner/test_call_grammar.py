@@ -77,3 +77,24 @@ def test_names_that_begin_with_a_digit_or_a_dash(make):
     check = make({"2fa": None, "-x": None})
     assert check(CALLS.format("2fa{}") + CALLS.format("-x{}"))
     assert not check(CALLS.format("fa{}"))
+
+
+ODD = "é日\u2028😀👩\u200d🚀"  # two, three and four bytes a character
+
+
+def one(name, schema):
+    """The parameters of a function that takes one argument."""
+    return {"type": "object", "properties": {name: schema}, "required": [name]}
+
+
+@pytest.mark.parametrize(("tools", "call"), [
+    ({"f": one("a", {"enum": [ODD]})}, 'f{a:<|"|>ODD<|"|>}'),
+    ({"f": one("a", {"const": ODD})}, 'f{a:<|"|>ODD<|"|>}'),
+    ({"f": one(ODD, {"type": "boolean"})}, "f{ODD:true}"),
+    ({ODD: None}, "ODD{}"),
+], ids=["enum", "const", "property", "name"])
+def test_characters_of_every_size(make, tools, call):
+    check, text = make(tools), CALLS.format(call)
+    assert check(text.replace("ODD", ODD))
+    for wrong in (ODD[:-1], ODD.replace("😀", "😁"), ODD.replace("日", "月")):
+        assert not check(text.replace("ODD", wrong))
