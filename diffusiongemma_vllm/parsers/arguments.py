@@ -11,10 +11,10 @@ import string
 
 from diffusiongemma_vllm.parsers import values
 from diffusiongemma_vllm.parsers.frames import Frame, Outcome, State
-from diffusiongemma_vllm.parsers.lexer import STOPS, Mark, Piece
+from diffusiongemma_vllm.parsers.keys import Found
+from diffusiongemma_vllm.parsers.lexer import Mark, Piece, is_stop
 from diffusiongemma_vllm.parsers.schema import Schema
 
-_SPACE_RE = re.compile(r"\s*")
 _KEY_RE = re.compile(r"[^,:=(){}\[\]]+")
 _BARE_RE = re.compile(r"[^,)}\]]+")
 _ENDINGS = string.whitespace + ")]}"
@@ -30,6 +30,7 @@ class ArgumentReader:
         self._frames = [Frame(")" if opener == "(" else "}", schema)]
         self._state = State.KEY
         self._word: list[str] = []  # the key or value being read
+        self._key_start, self._final = "", False  # text that may become a key that the schema knows
         self._types: values.Types = None  # what the schema allows for it
         self._bare: list[str] = []  # a bare word that may go on after its commas
         self._held: list[Piece] = []  # inside a string: what may turn out to end the call
@@ -57,22 +58,30 @@ class ArgumentReader:
         """Read one piece; what it leaves over belongs to whatever follows the call."""
         if self._state in (State.STRING, State.STRING_KEY):
             return self._in_string(piece)
-        if isinstance(piece, Mark):
-            return self._mark(piece)
-        position = 0
-        while position < len(piece) and self.outcome is None:
-            position = self._readers[self._state](piece, position)
-        return [piece[position:]] if position < len(piece) else []
+        if not isinstance(piece, Mark):
+            return self._read(piece)
+        rest = self._read("", final=True)
+        return [*rest, piece] if self.outcome else self._mark(piece)
 
     def finish(self) -> list[Piece]:
         """The text is over."""
         if self._ending:
             return self._end_in_string()
-        self._string_text("".join(p for p in self._held if not _is_stop(p)))
-        self._abandon()
-        return []
+        rest = self._read("", final=True)
+        if self.outcome is None:
+            self._string_text("".join(p for p in self._held if not is_stop(p)))
+            self._abandon()
+        return rest
 
     # -- outside <|"|> strings --------------------------------------------------------------------
+
+    def _read(self, text: str, *, final: bool = False) -> list[Piece]:
+        """final: no more text comes before a marker or the end."""
+        text, self._key_start, self._final = self._key_start + text, "", final
+        position = 0
+        while position < len(text) and self.outcome is None:
+            position = self._readers[self._state](text, position)
+        return [text[position:]] if position < len(text) else []
 
     def _mark(self, mark: Mark) -> list[Piece]:
         if mark is Mark.CALL_END:
@@ -96,6 +105,17 @@ class ArgumentReader:
         return [mark] if self.outcome else []
 
     def _read_key(self, text: str, position: int) -> int:
+        if not self._word and (known := self._frames[-1].known):
+            colons = ":=" if self._frames[0].closer == ")" else ":"
+            found = known.find(text, position, colons, final=self._final)
+            if found is None:
+                self._key_start = text[position:]
+                return len(text)
+            if isinstance(found, Found):
+                self._settle_bare()
+                self._start_member(found.key)
+                self._state = State.VALUE
+                return found.end
         match = _KEY_RE.match(text, position)
         if match:
             self._word.append(match.group())
@@ -118,7 +138,7 @@ class ArgumentReader:
         return position + 1
 
     def _read_colon(self, text: str, position: int) -> int:
-        position = _skip_space(text, position)
+        position = values.skip_space(text, position)
         if position < len(text):
             if text[position] not in ":=":
                 self._abandon()
@@ -128,7 +148,7 @@ class ArgumentReader:
         return position
 
     def _read_value(self, text: str, position: int) -> int:
-        position = _skip_space(text, position)
+        position = values.skip_space(text, position)
         if position == len(text):
             return position
         char, frame = text[position], self._frames[-1]
@@ -176,7 +196,7 @@ class ArgumentReader:
     def _read_foreign(self, text: str, position: int) -> int:
         """Up to the quote that a comma, a bracket or the end of the call follows."""
         if self._quote_seen:
-            after = _skip_space(text, position)
+            after = values.skip_space(text, position)
             self._word.append(text[position:after])
             if after == len(text):
                 return after
@@ -191,7 +211,7 @@ class ArgumentReader:
         return position + 1
 
     def _read_next(self, text: str, position: int) -> int:
-        position = _skip_space(text, position)
+        position = values.skip_space(text, position)
         if position == len(text):
             return position
         char, frame = text[position], self._frames[-1]
@@ -212,13 +232,13 @@ class ArgumentReader:
             self._held, self._ending = [], False
             self._close_string()
         elif self._ending:
-            if piece is Mark.CALL or _is_stop(piece):
+            if piece is Mark.CALL or is_stop(piece):
                 return [*self._end_in_string(), piece]
             self._held.append(piece)
         elif piece is Mark.CALL_END and self._closes_all("".join(self._held)):
             self._held.append(piece)
             self._ending = True
-        elif _is_stop(piece):
+        elif is_stop(piece):
             self._held.append(piece)
         else:
             text = "".join([*self._held, piece])
@@ -376,13 +396,3 @@ class ArgumentReader:
     def _emit(self, text: str) -> None:
         if self._duplicate_at is None and text:
             self._out.append(text)
-
-
-def _is_stop(piece: Piece) -> bool:
-    return isinstance(piece, Mark) and piece in STOPS
-
-
-def _skip_space(text: str, position: int) -> int:
-    match = _SPACE_RE.match(text, position)
-    assert match is not None
-    return match.end()

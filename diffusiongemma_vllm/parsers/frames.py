@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 
+from diffusiongemma_vllm.parsers.keys import KnownKeys
 from diffusiongemma_vllm.parsers.schema import Schema
 
 
@@ -33,6 +35,11 @@ class Frame:
     count: int = 0
     keys: set[str] = field(default_factory=set)
     value: Schema = field(default_factory=Schema)  # of the member being read
+
+    @cached_property
+    def known(self) -> KnownKeys:
+        """The keys to look for before any other is read."""
+        return self.schema.keys()
 
     @property
     def is_array(self) -> bool:

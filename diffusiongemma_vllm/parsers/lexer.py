@@ -31,6 +31,11 @@ STOPS = frozenset({Mark.TURN_END, Mark.EOS, Mark.RESPONSE, Mark.PAD})
 # A piece of a turn: a Mark is a marker token, any other str is text.
 Piece = str
 
+
+def is_stop(piece: Piece) -> bool:
+    return isinstance(piece, Mark) and piece in STOPS
+
+
 _MARK_RE = re.compile("|".join(re.escape(m) for m in Mark))
 _PREFIXES = frozenset(m[:n] for m in Mark for n in range(1, len(m)))
 _LONGEST_PREFIX = max(map(len, _PREFIXES))

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from diffusiongemma_vllm.parsers.keys import KnownKeys
 
 _PYTHON_TYPES = (
     (bool, "boolean"),
@@ -25,6 +27,7 @@ class Schema:
 
     nodes: tuple[Any, ...] = ()
     root: Mapping[str, Any] = field(default_factory=dict)
+    known: dict[tuple[int, ...], KnownKeys] = field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, parameters: object) -> "Schema":
@@ -55,7 +58,18 @@ class Schema:
                 found += matched
             elif isinstance(extra, Mapping):
                 found.append(extra)
-        return Schema(tuple(found), self.root)
+        return replace(self, nodes=tuple(found))
+
+    def keys(self) -> KnownKeys:
+        """The keys that an object may have here, as far as they need to be known to be read."""
+        place = tuple(map(id, self.nodes))
+        if place not in self.known:
+            listed = [node.get("properties") for node in self._views()]
+            self.known[place] = KnownKeys(
+                {key for properties in listed if isinstance(properties, Mapping)
+                 for key in properties}
+            )  # fmt: skip
+        return self.known[place]
 
     def item(self, index: int) -> "Schema":
         """The schema of an array's element `index`."""
@@ -70,7 +84,7 @@ class Schema:
                 found.append(prefix[index])
             elif isinstance(items, Mapping):
                 found.append(items)
-        return Schema(tuple(found), self.root)
+        return replace(self, nodes=tuple(found))
 
     def _types(self, node: Any, memo: dict[int, frozenset[str] | None]) -> frozenset[str] | None:
         if not isinstance(node, Mapping):

@@ -6,11 +6,18 @@ import re
 
 Types = frozenset[str] | None
 
+_SPACE_RE = re.compile(r"\s*")
 _NUMBER_RE = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _LOOSE_NUMBER_RE = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _BOOLEANS = {"true": "true", "True": "true", "false": "false", "False": "false"}
 _NULLS = frozenset({"null", "None"})
 _EXACT = 2**53  # integers a float holds exactly
+
+
+def skip_space(text: str, position: int) -> int:
+    match = _SPACE_RE.match(text, position)
+    assert match is not None
+    return match.end()
 
 
 def string(text: str) -> str:
