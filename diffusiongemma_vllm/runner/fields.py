@@ -33,7 +33,8 @@ def install() -> None:
 def read_first(owner: Any, name: str, read: Callable[[Any, Any], Any]) -> None:
     """Have a handler's requests for DiffusionGemma read by ``read(handler, request)``.
 
-    It returns the request to answer, or raises VLLMValidationError (HTTP 400).
+    It returns the request to answer, or raises VLLMValidationError (HTTP 400).  Removal: when vLLM
+    tells a model of every field of a request.
     """
 
     def make(original: Any) -> Any:

@@ -134,7 +134,10 @@ def keep_context(processor: Any) -> None:
 
 
 def hear() -> None:
-    """Hand drafts to their listeners, before vLLM looks at what else a step gave."""
+    """Hand drafts to their listeners, before vLLM looks at what else a step gave.
+
+    Removal: when a model may send more of a request than tokens.
+    """
     from vllm.v1.engine.output_processor import OutputProcessor
 
     def make_add(original: Any) -> Any:
