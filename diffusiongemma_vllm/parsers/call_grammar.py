@@ -6,12 +6,29 @@ Arguments come sorted by name, as the chat template shows them.
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from diffusiongemma_vllm.parsers.branches import (
+    Branches,
+    GrammarError,
+    kinds,
+    parts,
+    resolve,
+    values,
+)
 
 NUMBER = '"-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})?'
 INTEGER = '"-"? ("0" | [1-9] [0-9]{0,14})'
 ANY_ITEMS = 64  # elements and members where a schema names no limit
+LIMIT = 2**30  # of lengths: xgrammar counts in 32 bits
+MOST = 20_000  # rules
+# In a rule: literals, sets of characters, what may be left out.
+_PLAIN_RE = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]')
+_OPTIONAL_RE = re.compile(r"\([^()]*\)(?:\{0,\d*\}|\?)")
+_NAME_RE = re.compile(r"[a-z]+\d*")
 
 
 class CallGrammar:
@@ -21,22 +38,48 @@ class CallGrammar:
         self._marks = (f"Token({opens})", f"Token({closes})", f"Token({quote})")
         self._rules: dict[str, str] = {}
         self._references: dict[str, str] = {}
-        self._root: Mapping[str, Any] = {}
+        self._branches = Branches({})
 
     def of(self, tools: Mapping[str, Mapping[str, Any] | None], *, several: bool) -> str:
-        """tools: parameters by name, one of which must be called; several: or more of them."""
+        """tools: parameters by name, one of which must be called; several: or more of them.
+
+        Raises:
+            GrammarError: where a tool's parameters cannot be enforced
+        """
         opens, closes, _ = self._marks
         calls = []
         for name, parameters in tools.items():
-            self._root = parameters or {}
+            self._branches = Branches(parameters or {})
             self._references = {}
-            arguments = self._object(self._root)
-            calls.append(f"{opens} {_text('call:' + name)} {arguments} {closes}")
+            try:
+                arguments = self._arguments()
+                calls.append(f"{opens} {_text('call:' + name)} {arguments} {closes}")
+            except GrammarError as error:
+                raise GrammarError(f"the parameters of tool {name!r}: {error}") from None
+            except RecursionError:
+                raise GrammarError(f"the parameters of tool {name!r} nest too deep") from None
         self._rules["call"] = " | ".join(calls)
         self._rules["root"] = "call" + ("{1,16}" if several else "")
         return "\n".join(f"{name} ::= {body}" for name, body in reversed(self._rules.items()))
 
+    def _arguments(self) -> str:
+        found = self._branches.of(self._branches.root)
+        found = [branch for branch in found if "object" in (kinds(branch) or ["object"])]
+        if not found:
+            raise GrammarError("they have to describe an object")
+        rule = self._rule(" | ".join(self._object(branch) for branch in found))
+        endless = _endless(self._rules) if self._references else set()
+        for pointer, name in self._references.items():
+            if name in endless:
+                raise GrammarError(
+                    f"$ref {pointer!r} leads to itself without end: make it optional, or give it "
+                    "another alternative"
+                )
+        return rule
+
     def _rule(self, body: str) -> str:
+        if len(self._rules) > MOST:
+            raise GrammarError(f"the forced tools need more than {MOST} rules of grammar")
         name = f"r{len(self._rules)}"
         self._rules[name] = body
         return name
@@ -44,36 +87,41 @@ class CallGrammar:
     def _value(self, schema: Any) -> str:
         if not isinstance(schema, Mapping):
             return self._any()
-        if isinstance(schema.get("$ref"), str):
-            return self._reference(schema["$ref"])
-        if "const" in schema or isinstance(schema.get("enum"), list):
-            values = [schema["const"]] if "const" in schema else schema["enum"]
-            return self._rule(" | ".join(self._literal(value) for value in values))
-        for keyword in ("anyOf", "oneOf"):
-            if isinstance(schema.get(keyword), list) and schema[keyword]:
-                return self._rule(" | ".join(self._value(part) for part in schema[keyword]))
-        if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) == 1:
-            return self._value(schema["allOf"][0])
-        kinds = schema.get("type", "object" if "properties" in schema else None)
-        kinds = [kinds] if isinstance(kinds, str) else kinds
-        if not isinstance(kinds, list) or not kinds:
+        combined = [key for key in ("allOf", "anyOf", "oneOf") if parts(schema, key)]
+        pointer = schema.get("$ref")
+        own = schema.keys() & {"properties", "required"}
+        if isinstance(pointer, str) and not combined and not own:
+            return self._reference(pointer)
+        if (chosen := values(schema)) is not None:
+            if not chosen:
+                raise GrammarError("an enum without values")
+            return self._rule(" | ".join(self._literal(value) for value in chosen))
+        if len(combined) == 1 and not own and not isinstance(pointer, str):
+            listed = parts(schema, combined[0])
+            if combined[0] != "allOf" or len(listed) == 1:
+                return self._rule(" | ".join(self._value(part) for part in listed))
+        if combined or isinstance(pointer, str):
+            found = self._branches.of(schema)
+            if not found:
+                raise GrammarError(f"nothing meets all of {', '.join(combined) or '$ref'}")
+            return self._rule(" | ".join(self._value(branch) for branch in found))
+        named = kinds(schema) or (["object"] if "properties" in schema else [])
+        if not named:
             return self._any()
-        if schema.get("nullable") is True:
-            kinds = [*kinds, "null"]
-        return self._rule(" | ".join(self._typed(str(kind).lower(), schema) for kind in kinds))
+        return self._rule(" | ".join(self._typed(kind, schema) for kind in named))
 
     def _reference(self, pointer: str) -> str:
         if pointer not in self._references:
             name = f"ref{len(self._rules)}"
             self._references[pointer] = name
             self._rules[name] = ""  # a schema may refer to itself
-            self._rules[name] = self._value(_resolve(self._root, pointer))
+            self._rules[name] = self._value(resolve(self._branches.root, pointer))
         return self._references[pointer]
 
     def _typed(self, kind: str, schema: Mapping[str, Any]) -> str:
         if kind == "string":
-            least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-            return self._string(f"{{{least},{most}}}")
+            least, most = _limits(schema, "minLength", "maxLength")
+            return self._string(f"{{{least},{'' if most is None else most}}}")
         if kind == "array":
             return self._array(schema)
         if kind == "object":
@@ -88,7 +136,9 @@ class CallGrammar:
 
     def _array(self, schema: Mapping[str, Any]) -> str:
         item = self._value(schema.get("items"))
-        least, most = schema.get("minItems", 0), schema.get("maxItems", ANY_ITEMS)
+        least, most = _limits(schema, "minItems", "maxItems")
+        if most is None:
+            most = least + ANY_ITEMS
         if most < 1:
             return _text("[]")
         some = f'"[" {item} ("," {item}){{{max(least - 1, 0)},{most - 1}}} "]"'
@@ -99,6 +149,8 @@ class CallGrammar:
         if not isinstance(properties, Mapping) or not properties:
             return self._free_object() if not schema or "properties" not in schema else _text("{}")
         required = schema.get("required") or []
+        if not isinstance(required, list):
+            raise GrammarError(f"required is to be a list of names, got {required!r}")
         # Behind a member the next one needs a comma, so there are two rules for each tail.
         first, later = '"}"', '"}"'
         for name in sorted(properties, key=lambda name: (name.lower(), name), reverse=True):
@@ -134,18 +186,51 @@ class CallGrammar:
             return f"({quote} {_text(value)} {quote})" if value else f"({quote} {quote})"
         if isinstance(value, Sequence | Mapping):
             return self._value({"type": "array" if isinstance(value, Sequence) else "object"})
+        if isinstance(value, float) and not math.isfinite(value):
+            raise GrammarError(f"{value} is no JSON: leave it out of enum and const")
         return _text(json.dumps(value))
 
 
 def _text(text: str) -> str:
     """A literal of the grammar; xgrammar reads no pairs of surrogates, as JSON's escapes have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise GrammarError(f"{text!r} holds half of a character") from None
     return json.dumps(text, ensure_ascii=False)
 
 
-def _resolve(root: Mapping[str, Any], pointer: str) -> Any:
-    """What a reference points at, inside its schema; None when it is not there."""
-    here: Any = root
-    for part in filter(None, pointer.removeprefix("#").split("/")):
-        part = part.replace("~1", "/").replace("~0", "~")
-        here = here.get(part) if isinstance(here, Mapping) else None
-    return here
+def _limits(schema: Mapping[str, Any], lower: str, upper: str) -> tuple[int, int | None]:
+    """How little and how much a schema allows; None where it names no limit."""
+    least, most = _limit(schema, lower) or 0, _limit(schema, upper)
+    if least > LIMIT:
+        raise GrammarError(f"{lower} may be {LIMIT} at most, got {least}")
+    if most is not None and most < least:
+        raise GrammarError(f"{lower} {least} is more than {upper} {most}")
+    return least, most if most is None else min(most, LIMIT)
+
+
+def _limit(schema: Mapping[str, Any], name: str) -> int | None:
+    limit = schema.get(name)
+    if isinstance(limit, float) and limit.is_integer():
+        limit = int(limit)
+    if limit is None or (type(limit) is int and limit >= 0):
+        return limit
+    raise GrammarError(f"{name} is to be a whole number from 0 on, got {limit!r}")
+
+
+def _endless(rules: Mapping[str, str]) -> set[str]:
+    """The rules that no text of finite length can meet."""
+    needs = {}
+    for name, body in rules.items():
+        body = _OPTIONAL_RE.sub("", _PLAIN_RE.sub("", body))
+        needs[name] = [
+            {n for n in _NAME_RE.findall(part) if n in rules} for part in body.split("|")
+        ]
+    endless, before = set(needs), len(needs) + 1
+    while len(endless) < before:
+        before = len(endless)
+        for name in [name for name in needs if name in endless]:
+            if any(endless.isdisjoint(part) for part in needs[name]):
+                endless.discard(name)
+    return endless

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from diffusiongemma_vllm.parsers.branches import parts, resolve
 from diffusiongemma_vllm.parsers.keys import KnownKeys
 
 _PYTHON_TYPES = (
@@ -109,8 +110,8 @@ class Schema:
             allowed = frozenset({_type_of(node["const"])})
         else:
             groups = [[self._target(node)]] if "$ref" in node else []
-            groups += [[part] for part in _parts(node, "allOf")]
-            groups += [list(parts) for k in ("anyOf", "oneOf") if (parts := _parts(node, k))]
+            groups += [[part] for part in parts(node, "allOf")]
+            groups += [listed for k in ("anyOf", "oneOf") if (listed := parts(node, k))]
             for group in groups:
                 types = _union([self._types(part, memo) for part in group])
                 if types is not None:
@@ -130,24 +131,12 @@ class Schema:
             yield node
             inner = [self._target(node)] if "$ref" in node else []
             for keyword in ("allOf", "anyOf", "oneOf"):
-                inner += _parts(node, keyword)
+                inner += parts(node, keyword)
             pending += reversed(inner)
 
     def _target(self, node: Mapping[str, Any]) -> Any:
         """What `$ref` points at, inside this schema; None when it is not there."""
-        ref = node["$ref"]
-        if not isinstance(ref, str) or not ref.startswith("#"):
-            return None
-        here: Any = self.root
-        for part in filter(None, ref[1:].split("/")):
-            part = part.replace("~1", "/").replace("~0", "~")
-            here = here.get(part) if isinstance(here, Mapping) else None
-        return here
-
-
-def _parts(node: Mapping[str, Any], keyword: str) -> list[Any]:
-    parts = node.get(keyword)
-    return parts if isinstance(parts, list) else []
+        return resolve(self.root, ref) if isinstance(ref := node["$ref"], str) else None
 
 
 def _union(types: list[frozenset[str] | None]) -> frozenset[str] | None:

@@ -16,6 +16,7 @@ from vllm.tool_parsers.abstract_tool_parser import Tool, ToolParser
 from vllm.tool_parsers.utils import get_function_tools
 
 from diffusiongemma_vllm.parsers import deltas
+from diffusiongemma_vllm.parsers.branches import GrammarError
 from diffusiongemma_vllm.parsers.call_grammar import CallGrammar
 from diffusiongemma_vllm.parsers.grammar import Calls, Options, Scanner, readable
 from diffusiongemma_vllm.parsers.lexer import Mark
@@ -153,7 +154,7 @@ def constrain(request: Any, tools: Mapping[str, Any], markers: MarkerIds) -> Non
     """Have the answer be calls of `tools`, one where the request names it or wants no more.
 
     Raises:
-        VLLMValidationError: where the answer is to be something else as well.
+        VLLMValidationError: where a schema cannot be kept, or the answer is to be something else
     """
     if request.extract_structured_outputs() is not None:
         _refuse(
@@ -163,6 +164,11 @@ def constrain(request: Any, tools: Mapping[str, Any], markers: MarkerIds) -> Non
     ids = {mark: token for token, mark in markers.marks.items()}
     grammar = CallGrammar(ids[Mark.CALL], ids[Mark.CALL_END], ids[Mark.QUOTE])
     several = request.tool_choice == "required" and request.parallel_tool_calls is not False
-    form = {"type": "grammar", "grammar": grammar.of(tools, several=several)}
+    try:
+        form = {"type": "grammar", "grammar": grammar.of(tools, several=several)}
+    except GrammarError as error:
+        raise VLLMValidationError(
+            f"tool_choice forces a call: {error}; or use tool_choice 'auto'", parameter="tools"
+        ) from None
     tag = json.dumps({"type": "structural_tag", "format": form})
     request.structured_outputs = StructuredOutputsParams(structural_tag=tag)

@@ -89,6 +89,14 @@ def test_refused(choice, tools, said):
     assert refused.value.parameter == "tool_choice"
 
 
+def test_a_schema_that_cannot_be_kept_is_refused():
+    schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": "5"}}}
+    asked = responses("required", [{**FUNCTION, "parameters": schema}])
+    with pytest.raises(VLLMValidationError, match="tool 'f': maxLength .* got '5'") as refused:
+        forced(asked)
+    assert refused.value.parameter == "tools"
+
+
 def test_chat_completions_are_forced_alike():
     assert forced(request(tool_choice="required")) == ["f", "g"]
     named = {"type": "function", "function": {"name": "g"}}
