@@ -1,12 +1,12 @@
 """What a tool's JSON schema says about the type of each argument."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffusiongemma_vllm.parsers.branches import parts, resolve
 from diffusiongemma_vllm.parsers.keys import KnownKeys
+from diffusiongemma_vllm.parsers.patterns import Patterns
 
 _PYTHON_TYPES = (
     (bool, "boolean"),
@@ -28,6 +28,7 @@ class Schema:
 
     nodes: tuple[Any, ...] = ()
     root: Mapping[str, Any] = field(default_factory=dict)
+    patterns: Patterns = field(default_factory=Patterns, compare=False)
     known: dict[tuple[int, ...], KnownKeys] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -53,7 +54,8 @@ class Schema:
             if isinstance(properties, Mapping) and key in properties:
                 found.append(properties[key])
                 continue
-            matched = [v for p, v in patterns.items() if _matches(p, key)] if patterns else []
+            patterns = patterns if isinstance(patterns, Mapping) else {}
+            matched = [v for p, v in patterns.items() if self.patterns.match(p, key)]
             extra = node.get("additionalProperties")
             if matched:
                 found += matched
@@ -142,10 +144,3 @@ class Schema:
 def _union(types: list[frozenset[str] | None]) -> frozenset[str] | None:
     known = [t for t in types if t is not None]
     return frozenset().union(*known) if known and len(known) == len(types) else None
-
-
-def _matches(pattern: str, key: str) -> bool:
-    try:
-        return re.search(pattern, key) is not None
-    except re.error:  # ECMA patterns that Python does not read describe nothing
-        return False
