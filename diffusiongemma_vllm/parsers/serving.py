@@ -1,4 +1,4 @@
-"""Three places where vLLM 0.32's handlers mistake a call that is cut off or resumed.
+"""Four places where vLLM 0.32's handlers mistake a call that is cut off or resumed.
 
 Each function is idempotent and leaves every other model's responses as they are.  They go when vLLM
 reports `length` for a cut call without streaming, and orders a delta's parts as generated.
@@ -16,6 +16,7 @@ def install() -> None:
     report_cut_calls()
     show_cut_calls_to_anthropic()
     resume_calls_first()
+    resume_calls_first_for_anthropic()
 
 
 def is_whole(arguments: str) -> bool:
@@ -100,3 +101,47 @@ def resume_calls_first() -> None:
         return split_delta
 
     patch(serving, "split_delta", make)
+
+
+def resume_calls_first_for_anthropic() -> None:
+    """Anthropic messages, streamed: the same for a thought after the rest of an open call.
+
+    vLLM opens the block of the thought first and drops what then comes for the call.
+    """
+    from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+
+    from diffusiongemma_vllm.parsers.parser import TurnParser
+
+    def make(original: Any) -> Any:
+        def message_stream_converter(self: Any, generator: AsyncIterator[str]) -> Any:
+            parser_cls = getattr(self, "parser_cls", None)
+            if not (parser_cls and issubclass(parser_cls, TurnParser)):
+                return original(self, generator)
+
+            async def parted() -> AsyncIterator[str]:
+                async for item in generator:
+                    for part in _calls_apart(item):
+                        yield part
+
+            return original(self, parted())
+
+        return message_stream_converter
+
+    patch(AnthropicServingMessages, "message_stream_converter", make)
+
+
+def _calls_apart(item: str) -> list[str]:
+    """A chunk of a stream; in two where a thought comes after the rest of an open call."""
+    if '"reasoning"' not in item or '"tool_calls"' not in item:
+        return [item]
+    chunk = json.loads(item.removeprefix("data:"))
+    choice: dict[str, Any] = next(iter(chunk.get("choices") or ()), {})
+    delta = choice.get("delta") or {}
+    resumed = [c for c in delta.get("tool_calls") or () if c.get("id") is None]
+    if not resumed or not delta.get("reasoning"):
+        return [item]
+    first = choice | {"delta": {"tool_calls": resumed}, "finish_reason": None}
+    rest = choice | {"delta": delta | {
+        "tool_calls": [c for c in delta["tool_calls"] if c.get("id") is not None]
+    }}  # fmt: skip
+    return [f"data: {json.dumps(chunk | {'choices': [part]})}\n\n" for part in (first, rest)]

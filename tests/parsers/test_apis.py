@@ -55,20 +55,20 @@ def anthropic_handler() -> Any:
     return object.__new__(AnthropicServingMessages)
 
 
-@pytest.mark.parametrize("size", [1, 3, 16, 256])
-def test_anthropic_blocks_are_whole(size):
+def anthropic_blocks(deltas: list[DeltaMessage]) -> list[tuple[str, str | None, str]]:
+    """The blocks of a stream whose last delta tells how it ended, as vLLM sends it."""
     from vllm.entrypoints.openai.chat_completion.protocol import (
         ChatCompletionResponseStreamChoice,
         ChatCompletionStreamResponse,
     )
 
-    run = Run(TurnParser, f"<|channel>thought\nHm.<channel|>See. {F}{G}<|tool_response>")
     handler = anthropic_handler()
+    handler.parser_cls = TurnParser
 
     async def chunks():
-        deltas = [DeltaMessage(role="assistant", content=""), *run.deltas(size), DeltaMessage()]
-        for n, delta in enumerate(deltas, 1):
-            reason = "tool_calls" if n == len(deltas) else None
+        said = [DeltaMessage(role="assistant", content=""), *deltas]
+        for n, delta in enumerate(said, 1):
+            reason = "tool_calls" if n == len(said) else None
             choice = ChatCompletionResponseStreamChoice(index=0, delta=delta, finish_reason=reason)
             chunk = ChatCompletionStreamResponse(model="m", choices=[choice])
             yield f"data: {chunk.model_dump_json(exclude_unset=True)}\n\n"
@@ -82,19 +82,44 @@ def test_anthropic_blocks_are_whole(size):
     blocks: dict[int, dict[str, str]] = {}
     for event in asyncio.run(converted()):
         data = json.loads(event.split("data: ", 1)[1])
+        assert data["type"] != "error", data
         if data["type"] == "content_block_start":
             block = data["content_block"]
             blocks[data["index"]] = {"type": block["type"], "name": block.get("name"), "text": ""}
         elif data["type"] == "content_block_delta" and "signature" not in data["delta"]:
             parts = [v for k, v in data["delta"].items() if k != "type" and v]
             blocks[data["index"]]["text"] += "".join(parts)
-    said = [(b["type"], b["name"], b["text"]) for b in blocks.values()]
-    assert said == [
+        elif data["type"] == "message_delta":
+            assert data["delta"]["stop_reason"] == "tool_use"
+    return [(b["type"], b["name"], b["text"]) for b in blocks.values()]
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 256])
+def test_anthropic_blocks_are_whole(size):
+    run = Run(TurnParser, f"<|channel>thought\nHm.<channel|>See. {F}{G}<|tool_response>")
+    assert anthropic_blocks([*run.deltas(size), DeltaMessage()]) == [
         ("thinking", None, "Hm."),
         ("text", None, "See. "),
         ("tool_use", "f", '{"a": "x"}'),
         ("tool_use", "g", '{"a": "5"}'),
     ]
+
+
+LATER = "<|channel>thought\nLater.\n<channel|>"
+
+
+@pytest.mark.parametrize("after", ["", LATER, f"{LATER}Bye", f"{LATER}{G}", f"So.{LATER}Bye{G}"])
+def test_anthropic_keeps_calls_that_the_last_delta_ends(after, patched):
+    """Wherever the two deltas meet: what comes after an open call waits for the rest of it."""
+    run = Run(TurnParser, F.replace("x", "x y " * 5) + after)
+    wanted = [("tool_use", "f", json.dumps({"a": "x y " * 5}))]
+    wanted += [("tool_use", "g", '{"a": "5"}')] if G in after else []
+    for size in range(1, len(run.tokens) + 1):
+        blocks = anthropic_blocks(run.deltas(size))
+        assert [b for b in blocks if b[0] == "tool_use"] == wanted, size
+        for kind, text in (("thinking", "Later."), ("text", after.replace(LATER, ""))):
+            said = "".join(t for k, _, t in blocks if k == kind)
+            assert said == ("" if LATER not in after else text.replace(G, "")), size
 
 
 def completion(text: str, reason: str, parser_cls: type) -> Any:
@@ -133,11 +158,13 @@ def patched(monkeypatch):
     for cls, name in (
         (OpenAIServingChat, "chat_completion_full_generator"),
         (AnthropicServingMessages, "messages_full_converter"),
+        (AnthropicServingMessages, "message_stream_converter"),
     ):
         monkeypatch.setattr(cls, name, getattr(cls, name))
     for _ in range(2):
         serving.report_cut_calls()
         serving.show_cut_calls_to_anthropic()
+        serving.resume_calls_first_for_anthropic()
 
 
 CUT = '<|tool_call>call:f{a:<|"|>x'
