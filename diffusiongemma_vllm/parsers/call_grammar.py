@@ -94,7 +94,7 @@ class CallGrammar:
             return self._reference(pointer)
         if (chosen := values(schema)) is not None:
             if not chosen:
-                raise GrammarError("an enum without values")
+                raise GrammarError("enum has to list a value, got []")
             return self._rule(" | ".join(self._literal(value) for value in chosen))
         if len(combined) == 1 and not own and not isinstance(pointer, str):
             listed = parts(schema, combined[0])

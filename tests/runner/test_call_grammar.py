@@ -171,7 +171,7 @@ REFUSED = [
     ("minItems.*-1", one("a", {"type": "array", "minItems": -1})),
     ("minItems 5 .* maxItems 2", one("a", {"type": "array", "minItems": 5, "maxItems": 2})),
     ("minLength may be", one("a", TEXT | {"minLength": 10**20})),
-    ("enum without", one("a", {"enum": []})),
+    ("enum has to list", one("a", {"enum": []})),
     ("inf is no JSON", one("a", {"const": float("inf")})),
     ("required is to be", {"properties": {"a": TEXT}, "required": 5}),
     ("describe an object", {"type": "string"}),
