@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,9 @@ WRITES = (
     "diffusion_template", "diffusion_pinned", "diffusion_seed_canvas", "diffusion_constrained",
     "diffusion_read_only", "diffusion_rerolls",
 )
+MOST_CHARACTERS = 1 << 19  # of a constraint
+MOST_BAD_WORDS = 1 << 16  # characters
+MOST_CHOICES = 1000  # for guidance, whose parser takes 2,000 ways at a place
 REASONS = {
     "prompt_logprobs": CAUSAL,
     "prompt_logprob_token_ids": CAUSAL,
@@ -54,6 +58,12 @@ def check(params: Any) -> None:
             f"DiffusionGemma does not support {', '.join(reasons)}. Drop what is not supported "
             f"from the request. {said}.",
             parameter=next(iter(reasons)),
+        )
+    words = sum(map(len, params.bad_words or ()))
+    if words > MOST_BAD_WORDS:
+        raise VLLMValidationError(
+            f"bad_words may have {MOST_BAD_WORDS:,} characters, got {words:,}",
+            parameter="bad_words",
         )
 
 
@@ -95,6 +105,8 @@ def check_knobs(params: Any, processor: Any) -> None:
         raise VLLMValidationError(
             f"extra_args must have strings for keys, got {strange[:8]}", parameter="vllm_xargs"
         )
+    if not isinstance(extra.get("kv_transfer_params") or {}, dict):
+        raise VLLMValidationError("kv_transfer_params must be an object", parameter="vllm_xargs")
     if own := sorted(INTERNAL & extra.keys()):
         raise VLLMValidationError(
             f"vllm_xargs: {', '.join(own)} is the engine's own; drop it", parameter="vllm_xargs"
@@ -144,10 +156,19 @@ def validate_structured(params: Any, config: Any, validate: Callable[[Any], None
     """
     check_structured(params)
     asked = params.structured_outputs
+    check_size(asked)
     schema = asked.json is not None or asked.json_object is not None
+    few = asked.regex or (asked.choice and len(asked.choice) <= MOST_CHOICES)
     if config is not None and config.backend == "guidance" and asked.structural_tag is not None:
         validate(replace(config, backend="xgrammar"))
-    elif config is None or config.backend != "auto" or not (schema or asked.regex or asked.choice):
+    elif config is None or config.backend != "auto" or not (schema or few):
+        if config is not None and config.backend == "guidance" and asked.choice and not few:
+            raise VLLMValidationError(
+                f"structured outputs: guidance reads {MOST_CHOICES} choices at most, got "
+                f"{len(asked.choice)}; ask for fewer, or serve with --structured-outputs-config "
+                "'{\"backend\": \"auto\"}'",
+                parameter="structured_outputs",
+            )
         validate(config)
     else:
         try:
@@ -161,6 +182,17 @@ def validate_structured(params: Any, config: Any, validate: Callable[[Any], None
     if wrong := dead_ends.found(asked):
         raise VLLMValidationError(
             f"structured outputs: {wrong}. Ask for what a text can satisfy",
+            parameter="structured_outputs",
+        )
+
+
+def check_size(asked: Any) -> None:
+    """asked: vLLM's ``StructuredOutputsParams``.  What is larger would hold up the others."""
+    said = (asked.json, asked.regex, asked.grammar, asked.structural_tag, asked.choice)
+    size = sum(len(one if isinstance(one, str) else json.dumps(one)) for one in said if one)
+    if size > MOST_CHARACTERS:
+        raise VLLMValidationError(
+            f"structured outputs may have {MOST_CHARACTERS:,} characters, got {size:,}",
             parameter="structured_outputs",
         )
 
@@ -188,10 +220,17 @@ def check_tokens(params: Any) -> None:
 
 
 def check_pictures(features: Any, vllm_config: Any) -> None:
-    """Raises VLLMValidationError for a picture that no step could read whole.
+    """Raises VLLMValidationError for a picture that no step could read whole, or whose place is not
+    known.
 
     features: vLLM's ``MultiModalFeatureSpec`` of a request.
     """
+    if any(feature.mm_position.is_embed is None for feature in features):
+        raise VLLMValidationError(
+            "pictures cannot come as tokens (/inference/v1/generate): which of them are the "
+            "picture's is not said there; send the chat with the picture",
+            parameter="features",
+        )
     scheduler = vllm_config.scheduler_config
     canvases = vllm_config.diffusion_config.canvas_length * (scheduler.max_num_seqs - 1)
     room = max(scheduler.max_num_batched_tokens - canvases, 0)

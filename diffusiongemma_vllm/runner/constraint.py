@@ -28,6 +28,7 @@ THOUGHT_FIRST = "_thought_first"
 SHORTS = "_shorts"  # see the attribute, of a request that comes back after a preemption
 INTERNAL = {THOUGHT_FIRST, SHORTS}
 LONGEST_LEAD = 1024  # forced tokens that are worked out ahead
+LONGEST_TEXT = 4096  # forced characters that are looked at in one go
 CLOSERS, SEPARATORS = ('"', "}", "]"), (",",)
 
 
@@ -191,7 +192,7 @@ class GrammarConstraint:
         """Accept what can only be one text, for good: nothing has to be taken back."""
         if self.stage is not Stage.GRAMMAR:
             return
-        while len(self.lead) < LONGEST_LEAD and not self.grammar.is_terminated():
+        while len(self.lead) < LONGEST_LEAD and not (self.stuck or self.grammar.is_terminated()):
             forced = self._forced_text() or self._forced_token()
             if not forced:
                 return
@@ -203,7 +204,7 @@ class GrammarConstraint:
         """The tokens of what must follow.  The last is left open: it may be the start of a longer
         one.
         """
-        text = forced_text(self.grammar)
+        text = forced_text(self.grammar)[:LONGEST_TEXT]
         tokens = self.tokenize(text)[:-1] if len(text) > 1 else []
         return self.grammar.validate_tokens(tokens) if tokens else []
 

@@ -102,6 +102,8 @@ class FileConnector(MediaConnector):
                 "media_io_kwargs: DiffusionGemma's files are read by the plugin; drop them and "
                 "use mm_processor_kwargs", parameter="media_io_kwargs",
             )
+        if not isinstance(url, str):
+            raise refused(ValueError(f"a URL must be a string, got {url!r:.80}"), kind.name)
         scheme, _, rest = url.partition(":")
         scheme = scheme.lower()
         if scheme == "data":

@@ -2,6 +2,7 @@
 
 import base64
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -257,3 +258,6 @@ def test_a_picture_that_no_step_could_read_whole():
         check_pictures(features, served(256 * 3 + count - 1, 4))
     with pytest.raises(VLLMValidationError, match=f"--long-prefill-token-threshold {count} or"):
         check_pictures(features, served(9999, 4, threshold=200))
+    place = replace(features[0].mm_position, is_embed=None)  # as /inference/v1/generate has it
+    with pytest.raises(VLLMValidationError, match="pictures cannot come as tokens"):
+        check_pictures([SimpleNamespace(mm_position=place)], served(9999, 4))
