@@ -239,7 +239,7 @@ def check_adapters() -> None:
                 return original(self, lora_request)
             from diffusiongemma_vllm.runner import adapters
 
-            adapters.check(lora_request, self.lora_config, model.text_config)
+            adapters.check_there(lora_request, self.lora_config, model.text_config)
             adapter = original(self, lora_request)
             adapters.share_keys(adapter, model.text_config)
             return adapter

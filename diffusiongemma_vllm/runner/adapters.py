@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from vllm.exceptions import LoRAAdapterNotFoundError
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import get_adapter_absolute_path
 
@@ -74,6 +75,14 @@ def check(request: Any, lora_config: Any, config: Any) -> None:
         _check_tensors(shapes, peft, lora_config, config)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def check_there(request: Any, lora_config: Any, config: Any) -> None:
+    """The same in the engine, where vLLM tells an adapter that is missing by its own error."""
+    try:
+        check(request, lora_config, config)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise LoRAAdapterNotFoundError(request.lora_name, request.lora_path) from error
 
 
 @lru_cache(maxsize=64)

@@ -14,17 +14,23 @@ from vllm.exceptions import VLLMValidationError
 from diffusiongemma_vllm.compat import ours, patch
 from diffusiongemma_vllm.markers import marker_tokens
 from diffusiongemma_vllm.media.options import MediaOptions
+from diffusiongemma_vllm.runner import adapters
 
 TEMPLATE = "diffusion_template"
 
 
 def install() -> None:
+    from vllm.entrypoints.generate.generative_scoring.serving import ServingGenerativeScoring
     from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+    from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 
     read_first(OpenAIServingChat, "create_chat_completion", chat)
+    read_first(ServingTokens, "serve_tokens", plain)
+    read_first(ServingGenerativeScoring, "create_generative_scoring", plain)
+    look_at_adapters()
     read_first(OpenAIServingChatBatch, "create_batch_chat_completion", chats)
     read_first(OpenAIServingCompletion, "create_completion", completion)
     read_first(OpenAIServingResponses, "create_responses", response)
@@ -47,6 +53,37 @@ def read_first(owner: Any, name: str, read: Callable[[Any, Any], Any]) -> None:
         return handle
 
     patch(owner, name, make)
+
+
+def look_at_adapters() -> None:
+    """An adapter to be loaded that cannot be served: HTTP 400, as for one that a request names.
+
+    Removal: when vLLM tells an adapter's faults from the engine's.
+    """
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.entrypoints.serve import create_error_response
+    from vllm.lora.request import LoRARequest
+
+    def make(original: Any) -> Any:
+        async def _check_load_lora_adapter_request(self: Any, request: Any) -> Any:
+            config = self.engine_client.vllm_config
+            found = await original(self, request)
+            if found is not None or not ours(config.model_config):
+                return found
+            asked = LoRARequest(request.lora_name, 1, request.lora_path)
+            try:
+                adapters.check(asked, config.lora_config, config.model_config.hf_text_config)
+            except ValueError as error:
+                return create_error_response(
+                    VLLMValidationError(str(error), parameter="lora_path")
+                )
+            except OSError:
+                return None  # the engine's 404
+            return None
+
+        return _check_load_lora_adapter_request
+
+    patch(OpenAIServingModels, "_check_load_lora_adapter_request", make)
 
 
 def check_priority(request: Any, vllm_config: Any) -> None:
@@ -81,6 +118,10 @@ def chat(handler: Any, request: Any) -> Any:
                 "the chat template reads no documents; put them into a message",
                 parameter="documents",
             )
+    return request
+
+
+def plain(handler: Any, request: Any) -> Any:
     return request
 
 

@@ -47,6 +47,7 @@ def server(adapter, media):
     with pytest.MonkeyPatch.context() as patch:
         for name in IN_PROCESS:
             patch.delenv(name, raising=False)
+        patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         flags = *CARD_FLAGS, *adapter, *media[1], "--max-model-len", str(LIMIT)
         started = Server(str(MINIATURE), flags)
     with started as server:
