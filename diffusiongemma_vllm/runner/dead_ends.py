@@ -7,7 +7,7 @@ in it would take for ever.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -57,14 +57,43 @@ def endless(grammar: Any) -> str | None:
         }
         return known[kind]() if kind in known else True
 
-    order = list(range(len(bodies)))
+    def named(place: int) -> Iterator[int]:
+        kind, size = numbers[starts[place] : starts[place] + 2]
+        parts = numbers[starts[place] + 2 : starts[place] + 2 + size]
+        if kind in (RULE, REPEAT):
+            yield parts[0]
+        elif kind in (SEQUENCE, CHOICES):
+            for part in parts:
+                yield from named(part)
+
+    left = _behind_what_they_name([[*named(body)] for body in bodies])
     while True:
-        new = [rule for rule in order if rule not in ending and ends(bodies[rule])]
-        if not new:
+        before = len(ending)
+        for rule in left:
+            if ends(bodies[rule]):
+                ending.add(rule)
+        left = [rule for rule in left if rule not in ending]
+        if not left or len(ending) == before:
             break
-        ending.update(new)
-        order.reverse()
     return next((rule[0] for i, rule in enumerate(read["rules"]) if i not in ending), None)
+
+
+def _behind_what_they_name(names: list[list[int]]) -> list[int]:
+    """Numbers of rules, each behind those that it names, but where they go round."""
+    order: list[int] = []
+    seen: set[int] = set()
+    for first in range(len(names)):
+        path = [(first, iter(names[first]))] if first not in seen else []
+        seen.add(first)
+        while path:
+            rule, rest = path[-1]
+            after = next((name for name in rest if name not in seen), None)
+            if after is None:
+                order.append(path.pop()[0])
+            else:
+                seen.add(after)
+                path.append((after, iter(names[after])))
+    return order
 
 
 def _holds_any(negated: bool, bounds: list[int]) -> bool:
