@@ -17,6 +17,7 @@ from diffusiongemma_vllm.config import SOURCE
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+TOKENIZER = ("tokenizer.json", "tokenizer.model")  # one of them
 SLIDING, FULL = "sliding_attention", "full_attention"
 POSITIVE = (
     "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts",
@@ -47,6 +48,22 @@ def check(source: Any, load_format: str | None = None) -> None:
     folder = Path(source.model_weights or source.model)
     if folder.is_dir() and load_format in SAFETENSORS:
         check_weights(folder)
+    skipped = source.skip_tokenizer_init or getattr(source, "tokens_only", False)
+    if not skipped and source.tokenizer_mode in ("auto", "hf"):
+        check_tokenizer(Path(source.tokenizer or source.model))
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Check that a local folder holds a tokenizer: transformers makes an empty one of nothing.
+
+    Raises:
+        ValueError: naming the file that is missing.
+    """
+    if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER):
+        raise ValueError(
+            f"{folder} holds no {TOKENIZER[0]}: download the tokenizer of the checkpoint too (from "
+            f"its own repository, such as {SOURCE}), or serve with --tokenizer and its folder"
+        )
 
 
 def generation_config(source: Any) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def test_overrides_count(checkpoint, copy):
 def engine_args(model, **fields):
     args = dict(
         model=str(model), model_weights="", hf_config_path=None, revision=None, hf_overrides={},
-        generation_config="auto", override_generation_config={},
+        generation_config="auto", override_generation_config={}, tokenizer=None,
+        tokenizer_mode="auto", skip_tokenizer_init=True,
     )
     return SimpleNamespace(**args | fields)
 
@@ -149,6 +150,23 @@ def test_a_folder_without_weights_is_named(copy):
     with pytest.raises(ValueError, match=r"holds no \*.safetensors file: download the weights"):
         files.check_weights(copy)
     files.check(engine_args(copy), load_format="dummy")
+
+
+def test_a_folder_without_a_tokenizer_is_named(checkpoint, copy):
+    """transformers would make an empty one, and every text one unknown token."""
+    def check(model, **fields):
+        files.check(engine_args(model, skip_tokenizer_init=False, **fields))
+
+    sentence = "holds no tokenizer.json: download the tokenizer"
+    with pytest.raises(ValueError, match=f"copy {sentence}"):
+        check(copy)
+    check(copy, tokenizer="google/gemma")
+    check(copy, tokenizer_mode="made_up")
+    (copy / "tokenizer.json").write_text("{}")
+    check(copy)
+    check(checkpoint, tokenizer=str(copy))
+    with pytest.raises(ValueError, match=f"random {sentence}"):
+        check(copy, tokenizer=str(checkpoint))
 
 
 def test_the_generation_config_with_overrides(checkpoint, copy):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.quantize.source import DOWN, GATE_UP
 
 RECIPE = "huggingface/diffusion_gemma/ptq/nvfp4_experts_only"
@@ -81,9 +82,14 @@ def _from_hub(samples: int) -> list[str]:
 
 
 def encoder(folder: Path) -> Encode:
-    """The checkpoint's tokenizer: chats by its template, texts as they are, cut to 512 tokens."""
+    """The checkpoint's tokenizer: chats by its template, texts as they are, cut to 512 tokens.
+
+    Raises:
+        ValueError: where the checkpoint holds none.
+    """
     from transformers import AutoTokenizer
 
+    checkpoint.check_tokenizer(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
 
     def encode(entry: Any) -> list[int]:

@@ -67,6 +67,11 @@ def test_it_is_done_again_where_a_file_has_changed(copy, tmp_path, monkeypatch):
     assert len(done) == 3
 
 
+def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="holds no tokenizer.json: download the tokenizer"):
+        calibration.encoder(checkpoint)
+
+
 @pytest.fixture(scope="module")
 def amax(checkpoint):
     return calibration.calibrate(checkpoint, [[3, 5, 7], [11, 12]], "cpu")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize, quantize
 from diffusiongemma_vllm import quantisation
+from diffusiongemma_vllm.cli.main import MINIATURE
 from diffusiongemma_vllm.nvfp4 import NAME
 
 FUSED = "model.decoder.layers.1.experts"
@@ -193,6 +194,7 @@ def test_options_that_cannot_be_kept(copy, tmp_path, capsys):
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "strange.safetensors").write_bytes(b"")
+    shutil.copy(MINIATURE / "tokenizer.json", copy)
     for args, says in {
         (copy, copy): "is SRC itself",
         (copy, tmp_path / "full"): "holds strange.safetensors",
