@@ -125,6 +125,8 @@ def images() -> dict[str, bytes]:
         "WebP cut off": webp[: len(webp) // 2],
         "WebP header alone": webp[:20],
         "AVIF cut off": avif[: len(avif) // 2],
+        "AVIF without its codec's header": avif.replace(b"av1C", b"free", 1),
+        "AVIF of zeros": avif[: (start := avif.index(b"mdat") + 4)] + bytes(len(avif) - start),
         "BMP that says a million rows": bmp(1_000_000, 1_000_000),
         "BMP cut off": bmp(60, 40),
         "TIFF that says a million rows": tiff(1_000_000, 1_000_000),
