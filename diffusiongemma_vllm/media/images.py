@@ -50,12 +50,7 @@ def read_image(data: bytes) -> Image.Image:
     Raises:
         MediaError: for a file that is refused or damaged, with the reason.
     """
-    image = _open(data)
-    try:
-        image.load()
-    except (*BROKEN, MemoryError) as error:
-        raise MediaError(f"the image cannot be decoded ({cause(error)}); is it whole?") from None
-    return to_rgb(image)
+    return to_rgb(_open(data))
 
 
 def _open(data: bytes) -> Image.Image:
@@ -92,12 +87,17 @@ def check_picture(image: Image.Image) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded picture, upright and in RGB.
+    """A picture, loaded or not, upright and in RGB.
 
     Raises:
-        MediaError: as ``check_picture`` does.
+        MediaError: as ``check_picture`` does, and for a file that is damaged.
     """
     check_picture(image)
+    try:
+        image.load()
+    except (*BROKEN, MemoryError, AssertionError) as error:  # AssertionError: its file is closed
+        raise MediaError(f"the image cannot be decoded ({cause(error)}); is it whole?") from None
+    check_picture(image)  # loading may turn it and choose another mode
     turn = _turn(image)
     image = _flat(image)
     return image if turn is None else image.transpose(turn)

@@ -110,12 +110,20 @@ def video_item(data: Any) -> Encoded | Shown | None:
         if not isinstance(frames, list | np.ndarray) or not isinstance(told, Mapping):
             raise MediaError(f"a video must be bytes or frames, got {type(frames).__name__}")
         pictures = tuple(_picture(frame) for frame in frames)
-        rate, indices = told.get("fps", 1), told.get("frames_indices", range(len(pictures)))
-        if not pictures or len(indices) != len(pictures) or not rate > 0:
-            raise MediaError("a video needs a frame, an fps above 0 and an index for every frame")
-        return Shown(pictures, tuple(math.floor(index / rate) for index in indices))
+        return Shown(pictures, _seconds(told, len(pictures)))
     except MediaError as error:
         raise refused(error, "video") from None
+
+
+def _seconds(told: Mapping[str, Any], count: int) -> tuple[int, ...]:
+    """When each of ``count`` frames stands."""
+    rate, indices = told.get("fps", 1), told.get("frames_indices", range(count))
+    try:
+        if count and len(indices) == count and rate > 0:
+            return tuple(math.floor(index / rate) for index in indices)
+    except (TypeError, ValueError, OverflowError):  # no numbers, NaN, infinity
+        pass
+    raise MediaError("a video needs a frame, an fps above 0 and an index for every frame")
 
 
 def _picture(data: Any) -> Image.Image:

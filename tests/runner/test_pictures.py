@@ -3,6 +3,7 @@
 import base64
 from contextlib import nullcontext
 from dataclasses import replace
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from clips import clip, flat
 from hostile import images
 from pictures import encoded, noise, processed
+from PIL import ExifTags, Image
 from transformers import AutoConfig, AutoTokenizer
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.cache import MultiModalProcessorOnlyCache
@@ -18,6 +20,7 @@ from vllm.multimodal.processing import InputProcessingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from diffusiongemma_vllm.cli.main import MINIATURE
+from diffusiongemma_vllm.media.images import read_image
 from diffusiongemma_vllm.runner import items
 from diffusiongemma_vllm.runner.admission import check_pictures
 from diffusiongemma_vllm.runner.media import IMAGE, VIDEO, Encoded, FileIO, connector
@@ -140,11 +143,34 @@ def test_other_forms_are_refused(form):
         items.image_item(form)
 
 
+def test_pillow_images_that_are_not_loaded_yet():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for kind in ("TIFF", "PNG"):  # TIFFs turn when they are loaded
+        data = encoded(noise(30, 20), kind, exif=exif)
+        found = items.image_item(Image.open(BytesIO(data)))
+        assert found.size == (20, 30) and found == read_image(data)
+    for kind in ("TIFF", "PNG", "JPEG"):
+        data = encoded(noise(300, 200), kind)
+        for form, take in (("image", items.image_item), ("video", items.video_item)):
+            cut = Image.open(BytesIO(data[: len(data) // 2]))
+            with pytest.raises(VLLMValidationError, match=f"{form}: the image cannot be decoded"):
+                take(cut if form == "image" else [cut])
+    with Image.open(BytesIO(data)) as closed:
+        pass
+    with pytest.raises(VLLMValidationError, match="cannot be decoded"):
+        items.image_item(closed)
+
+
 def test_other_forms_of_videos_are_refused():
     for form in ("a path", 3, b"no video", ([], {}), ([noise(9, 9)], {"fps": 0}), [],
                  ([noise(9, 9)], {"frames_indices": [1, 2]}), ([noise(9, 9)], None)):
         with pytest.raises(VLLMValidationError, match="video"):
             items.video_item(form)
+    for told in ({"fps": None}, {"fps": "2"}, {"fps": [1]}, {"frames_indices": None},
+                 {"frames_indices": ["0"]}, {"frames_indices": [float("nan")]}):
+        with pytest.raises(VLLMValidationError, match="an fps above 0 and an index for every"):
+            items.video_item(([noise(9, 9)], told))
     many = apply(make(), "<|video|>", {"video": [noise(20, 20)] * 60})
     assert many["mm_kwargs"]["video"][0]["video_patches"].data.shape[0] == 60
     with pytest.raises(VLLMValidationError, match="61 frames, more than 60"):
