@@ -145,7 +145,10 @@ def _check_stream(stream: Any) -> None:
 
 
 def _measure(container: Any) -> Span:
-    """The span of the frames, from all packets of the file; nothing is decoded."""
+    """The span of the frames, from all packets of the file; nothing is decoded.
+
+    Packets that an edit list cuts off are marked, and decode to nothing.
+    """
     stream = container.streams.video[0]
     start, end, count, last = math.inf, -math.inf, 0, 0.0
     for count, packet in enumerate(container.demux(), 1):
@@ -156,7 +159,7 @@ def _measure(container: Any) -> Span:
         begin = float(packet.pts * packet.time_base)
         stop = begin + float((packet.duration or 0) * packet.time_base)
         last = max(last, stop)
-        if packet.stream.index == stream.index:
+        if packet.stream.index == stream.index and not packet.is_discard:
             start, end = min(start, begin), max(end, stop)
     if end < start:
         raise MediaError("the video holds no frames")

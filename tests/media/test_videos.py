@@ -1,5 +1,7 @@
 """Video files made here: the frames at the right times, and what is refused."""
 
+from io import BytesIO
+
 import av
 import numpy as np
 import pytest
@@ -61,6 +63,28 @@ def test_a_video_that_begins_late_begins_at_zero():
     shown = read_video(clip((flat(shade(k)) for k in range(12)), container="webm", times=times),
                        ASKED, TILING)
     assert shown.seconds == (0, 1, 2) and shades(shown) == [0, 4, 8]
+
+
+def trimmed(data, seconds):
+    """The file with an edit list that cuts its start off, in front of which no key frame stands."""
+    result = BytesIO()
+    options = {"use_editlist": "1", "avoid_negative_ts": "disabled"}
+    with av.open(BytesIO(data)) as old, av.open(result, "w", "mp4", options=options) as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                shift = int(seconds / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = stream
+                new.mux(packet)
+    return result.getvalue()
+
+
+def test_a_start_that_is_cut_off_is_not_counted():
+    data = clip([flat(shade(k)) for k in range(24)], rate=4, g="99")
+    assert read_video(data, ASKED, TILING).seconds == (0, 1, 2, 3, 4, 5)
+    shown = read_video(trimmed(data, 3), ASKED, TILING)
+    assert shown.seconds == (0, 1, 2) and shades(shown) == [12, 16, 20]
 
 
 def test_other_rates_and_budgets():
