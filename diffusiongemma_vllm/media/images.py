@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from io import BytesIO
 
+import numpy as np
 from PIL import ExifTags, Image
 
 from diffusiongemma_vllm.media.limits import (
@@ -114,7 +115,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 def _flat(image: Image.Image) -> Image.Image:
     if image.mode in DEEP:
-        return image.point(lambda value: value / 256).convert("L").convert("RGB")
+        return _cut_to_8_bits(image).convert("RGB")
     if image.mode not in TRANSPARENT and "transparency" not in image.info:
         return image if image.mode == "RGB" else image.convert("RGB")
     flat = Image.new("RGB", image.size)
@@ -124,6 +125,15 @@ def _flat(image: Image.Image) -> Image.Image:
         white.alpha_composite(band)
         flat.paste(white.convert("RGB"), (0, top))
     return flat
+
+
+def _cut_to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits in mode L, its transparent grey white."""
+    grey = image.point(lambda value: value / 256).convert("L")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey.paste(WHITE[0], mask=Image.fromarray(np.asarray(image) == clear))
+    return grey
 
 
 def _guess(data: bytes) -> str:

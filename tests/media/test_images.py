@@ -79,6 +79,13 @@ def test_16_bits_are_cut_to_8():
     assert (image == (values >> 8)[..., None]).all()
 
 
+def test_a_transparent_grey_of_16_bits():
+    """One grey alone: its neighbours of the same upper 8 bits stay."""
+    values = (np.arange(600).reshape(20, 30) + 4000).astype(np.uint16)
+    image = pixels(read_image(encoded(Image.fromarray(values), transparency=4100)))
+    assert (image == np.where(values == 4100, 255, values >> 8)[..., None]).all()
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
 def test_modes(mode):
     image = PICTURE.convert(mode)
