@@ -49,7 +49,7 @@ def _quantize(args: argparse.Namespace) -> int:
         return quantize(
             Options(args.src, Path(args.dst), args.calibration, args.samples, args.device)
         )
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"diffusiongemma-vllm quantize: {error}", file=sys.stderr)
         return 1
 

@@ -83,7 +83,8 @@ def _amax(found: source.Source, options: Options) -> dict[str, float]:
     encode = calibration.encoder(found.folder)
     prompts = [encode(text) for text in calibration.texts(options.calibration, options.samples)]
     amax = calibration.calibrate(found.folder, prompts, options.device)
-    source.to_json(path, asked | {"input_amax": amax})
+    with source.writing(options.dst):
+        source.to_json(path, asked | {"input_amax": amax})
     return amax
 
 

@@ -42,10 +42,13 @@ def texts(calibration: str, samples: int) -> list[Any]:
             f"--calibration {calibration} is no file: pass a .jsonl file, datasets, or none"
         )
     found: list[Any] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if len(found) < samples and line.strip():
-                found.append(_entry(path, number, line))
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if len(found) < samples and line.strip():
+                    found.append(_entry(path, number, line))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--calibration {path} is not UTF-8 ({error}); convert it") from None
     if not found:
         raise ValueError(f"--calibration {path} holds no line: give it some texts")
     return found
@@ -57,10 +60,11 @@ def _entry(path: Path, number: int, line: str) -> Any:
         value = entry.get("messages") or entry.get("text")
     except (ValueError, AttributeError):
         value = None
-    if not value or not isinstance(value, str | list):
+    chat = isinstance(value, list) and all(isinstance(one, dict) and "role" in one for one in value)
+    if not value or not (chat or isinstance(value, str)):
         raise ValueError(
             f"--calibration {path}, line {number}: every line must be a JSON object with a string "
-            "'text' or a list 'messages'; correct or delete the line"
+            "'text' or a list 'messages' of objects with a role; correct or delete the line"
         )
     return value
 
@@ -84,8 +88,10 @@ def _from_hub(samples: int) -> list[str]:
 def encoder(folder: Path) -> Encode:
     """The checkpoint's tokenizer: chats by its template, texts as they are, cut to 512 tokens.
 
+    It raises ValueError for messages that the template does not take.
+
     Raises:
-        ValueError: where the checkpoint holds none.
+        ValueError: where the checkpoint holds no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -96,9 +102,15 @@ def encoder(folder: Path) -> Encode:
         if isinstance(entry, str):
             ids = tokenizer(entry)["input_ids"]
         else:
-            ids = tokenizer.apply_chat_template(
-                entry, add_generation_prompt=True, return_dict=True
-            )["input_ids"]
+            try:
+                ids = tokenizer.apply_chat_template(
+                    entry, add_generation_prompt=True, return_dict=True
+                )["input_ids"]
+            except Exception as error:  # whatever the template's expressions raise
+                raise ValueError(
+                    f"--calibration: the checkpoint's chat template does not take the messages "
+                    f"{str(entry)[:80]} ({error}); correct or delete the line"
+                ) from None
         return list(ids)[-PROMPT_TOKENS:]
 
     return encode

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.quantize.description import hf_quant_config, quantization_config
 from diffusiongemma_vllm.quantize.experts import InputScales, rounded
-from diffusiongemma_vllm.quantize.source import FUSED, Source, to_json
+from diffusiongemma_vllm.quantize.source import FUSED, Source, to_json, writing
 
 MARK = "diffusiongemma_quantize"  # metadata of a finished file
+ALONE = "model.safetensors"  # the one name that transformers opens without an index
 RECORD = "quantize.json"
 HF_QUANT_CONFIG = "hf_quant_config.json"
 COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "LICENSE*")
@@ -29,11 +30,18 @@ def prepare(source: Source, folder: Path) -> None:
     """Make the result's folder.
 
     Raises:
-        ValueError: where it is the source, or holds weights that are not this source's.
+        ValueError: where it is the source, cannot be made, or holds weights that are not this
+            source's.
     """
-    if folder.exists() and folder.samefile(source.folder):
+    try:
+        same = folder.exists() and folder.samefile(source.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"DST {folder} is no folder and cannot be made one ({error.strerror}); name another"
+        ) from None
+    if same:
         raise ValueError(f"DST {folder} is SRC itself; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     strange = sorted(x.name for x in folder.glob("*.safetensors") if x.name not in source.files)
     if strange:
         raise ValueError(
@@ -45,6 +53,9 @@ def convert(source: Source, folder: Path, inputs: InputScales, device: str = "cp
     """Write the weights, then the index, and config.json last: a half-made result does not open.
 
     What DST holds already is kept where it was made of the same source and scales.
+
+    Raises:
+        ValueError: where DST cannot be written, and as ``rounded`` does.
     """
     total = sum(map(len, source.files.values()))
     where: dict[str, str] = {}
@@ -57,18 +68,20 @@ def convert(source: Source, folder: Path, inputs: InputScales, device: str = "cp
             else:
                 (folder / checkpoint.CONFIG).unlink(missing_ok=True)  # an earlier result's
                 result = dict(_converted(source.folder / name, inputs, device, bar))
-                draft = folder / f".{name}.part"
-                save_file(result, draft, metadata={"format": "pt", MARK: key})
-                shutil.copymode(source.folder / name, draft)  # safetensors makes it private
-                draft.replace(path)
+                with writing(folder):
+                    draft = folder / f".{name}.part"
+                    save_file(result, draft, metadata={"format": "pt", MARK: key})
+                    shutil.copymode(source.folder / name, draft)  # safetensors makes it private
+                    draft.replace(path)
                 del result
             for tensor, nbytes in _sizes(path):
                 where[tensor] = name
                 size += nbytes
-    if len(source.files) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
-        to_json(folder / checkpoint.INDEX, index)
-    _describe(source, folder, calibrated=inputs.amax is not None)
+    with writing(folder):
+        if list(source.files) != [ALONE]:
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+            to_json(folder / checkpoint.INDEX, index)
+        _describe(source, folder, calibrated=inputs.amax is not None)
 
 
 def _converted(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.quantisation import BLOCK
@@ -109,6 +110,18 @@ def _check_experts(source: Source, shapes: Mapping[str, tuple[list[int], str]]) 
                     f"{'nothing' if found is None else f'{found} in {dtype}'}; pass "
                     f"{checkpoint.SOURCE} or a checkpoint of its layout"
                 )
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises ValueError where what is done inside cannot write to DST."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"DST {folder} cannot be written ({error}): name a folder on a disk with room for the "
+            "result, or free some and run again, which goes on where this run ended"
+        ) from None
 
 
 def to_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from modules import load
 
+from diffusiongemma_vllm.cli.main import MINIATURE
 from diffusiongemma_vllm.quantize import calibration, source
 from diffusiongemma_vllm.quantize.experts import InputScales, rounded
 
@@ -24,7 +25,10 @@ def test_texts_and_chats(tmp_path):
     assert calibration.texts(path, 2) == ["one", chat]
 
 
-@pytest.mark.parametrize("line", ['{"other": 1}', "[1]", "{", '{"text": 5}', '{"text": ""}'])
+@pytest.mark.parametrize("line", [
+    '{"other": 1}', "[1]", "{", '{"text": 5}', '{"text": ""}', '{"messages": ["x"]}',
+    '{"messages": [{"content": "x"}]}',
+])
 def test_a_wrong_line_is_named(tmp_path, line):
     path = lines(tmp_path, '{"text": "one"}', line)
     with pytest.raises(ValueError, match="line 2: every line must be a JSON object"):
@@ -34,6 +38,20 @@ def test_a_wrong_line_is_named(tmp_path, line):
 def test_an_empty_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no line"):
         calibration.texts(lines(tmp_path, ""), 5)
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes('{"text": "é"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.jsonl is not UTF-8"):
+        calibration.texts(str(path), 5)
+
+
+def test_messages_that_the_template_does_not_take_are_shown():
+    encode = calibration.encoder(MINIATURE)
+    assert encode([{"role": "user", "content": "hi"}])
+    with pytest.raises(ValueError, match="template does not take the messages .*'role': 1"):
+        encode([{"role": 1, "content": "hi"}])
 
 
 def test_data_sets_out_of_reach_are_named(monkeypatch):

@@ -8,6 +8,7 @@ import header
 import pytest
 import torch
 from modules import edit_json, edit_tensors, engine_config
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize, quantize
@@ -187,6 +188,36 @@ def test_a_source_that_cannot_be_quantised(copy, tmp_path, capsys, damage, says)
     assert run(copy, tmp_path / "dst") == 1
     assert says in capsys.readouterr().err
     assert not (tmp_path / "dst" / "config.json").exists()
+
+
+def test_one_file_of_another_name_keeps_its_index(copy, tmp_path):
+    """Without one transformers would not open it."""
+    name = "model-00001-of-00001.safetensors"
+    (copy / "model.safetensors").rename(copy / name)
+    index = {"weight_map": dict.fromkeys(tensors(copy), name)}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    made = tmp_path / "dst"
+    assert run(copy, made) == 0
+    index = json.loads((made / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == dict.fromkeys(tensors(made), name)
+
+
+@pytest.mark.parametrize("writer", ["save_file", "to_json"])
+def test_a_full_disk_is_a_sentence(copy, tmp_path, capsys, monkeypatch, writer):
+    from diffusiongemma_vllm.quantize import convert
+
+    full = {"save_file": SafetensorError, "to_json": OSError}[writer]("No space left on device")
+    monkeypatch.setattr(convert, writer, Mock(side_effect=full))
+    assert run(copy, tmp_path / "dst") == 1
+    assert "dst cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_result_that_is_no_folder(copy, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "dst", tmp_path / ("x" * 300)):
+        assert run(copy, folder) == 1
+        said = capsys.readouterr().err
+        assert f"DST {folder} is no folder and cannot be made one (" in said
 
 
 def test_options_that_cannot_be_kept(copy, tmp_path, capsys):
