@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusiongemma_vllm.config import GENERATION_CONFIG as GENERATION
-from diffusiongemma_vllm.config import SOURCE
+from diffusiongemma_vllm.config import SOURCE, is_number
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -122,7 +122,7 @@ def check_config(config: Mapping[str, Any], path: Path | str = CONFIG) -> None:
         if text.get(name) not in (only, None):
             raise _wrong(path, f"{name} must be {json.dumps(only)}", text[name])
     for name in ("final_logit_softcapping", "rms_norm_eps"):
-        if not _is_number(text.get(name)) or text[name] <= 0:
+        if not is_number(text.get(name)) or text[name] <= 0:
             raise _wrong(path, f"{name} must be a number above 0", text.get(name))
     if text["top_k_experts"] > text["num_experts"]:
         wanted = f"top_k_experts must be at most num_experts, {text['num_experts']}"
@@ -152,18 +152,31 @@ def _check_rope(path: Path | str, text: Mapping[str, Any]) -> None:
         if rope.get("rope_type") not in ("default", "proportional"):
             wanted = f"rope_parameters {kind!r}: rope_type must be 'default' or 'proportional'"
             raise _wrong(path, wanted, rope.get("rope_type"))
-        if not _is_number(rope.get("rope_theta")) or rope["rope_theta"] <= 0:
+        if not is_number(rope.get("rope_theta")) or rope["rope_theta"] <= 0:
             wanted = f"rope_parameters {kind!r}: rope_theta must be a number above 0"
             raise _wrong(path, wanted, rope.get("rope_theta"))
 
 
 def _check_heads(path: Path | str, text: Mapping[str, Any]) -> None:
     """Query heads share key heads evenly, in local and in global layers."""
+    if text.get("num_global_key_value_heads") is not None:
+        _positive(path, text, "num_global_key_value_heads")
+    if "global_head_dim" in text:
+        _positive(path, text, "global_head_dim")
+    layers = text.get("per_layer_config")
+    if not isinstance(layers, Mapping | None):
+        raise _wrong(path, "per_layer_config must be an object", layers)
+    for index, layer in (layers or {}).items():
+        if not isinstance(layer, Mapping):
+            raise _wrong(path, f"per_layer_config {index!r} must be an object", layer)
+        for name in ("num_key_value_heads", "head_dim"):
+            if name in layer:
+                _positive(path, layer, name, f"per_layer_config {index!r}: ")
     heads = text["num_attention_heads"]
     for index, kind in enumerate(text["layer_types"]):
         kv_heads, head_dim = text["num_key_value_heads"], text["head_dim"]
         if kind == FULL:
-            layer = (text.get("per_layer_config") or {}).get(str(index), {})
+            layer = (layers or {}).get(str(index), {})
             kv_heads = text.get("num_global_key_value_heads") or kv_heads
             kv_heads = layer.get("num_key_value_heads", kv_heads)
             head_dim = layer.get("head_dim", text.get("global_head_dim", head_dim))
@@ -233,14 +246,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _positive(path: Path | str, owner: Mapping[str, Any], name: str) -> None:
+def _positive(path: Path | str, owner: Mapping[str, Any], name: str, where: str = "") -> None:
     value = owner.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _wrong(path, f"{name} must be a whole number above 0", value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        raise _wrong(path, f"{where}{name} must be a whole number above 0", value)
 
 
 def _wrong(path: Path | str, wanted: str, found: Any) -> ValueError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 GENERATION_CONFIG = "generation_config.json"
 SAMPLER = "EntropyBoundSamplerConfig"
@@ -53,6 +54,13 @@ def _wrong(what: str) -> ValueError:
     )
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether what a JSON file holds is a finite number."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    )
+
+
 def denoise_config(
     generation: Mapping[str, Any], *, canvas_length: int, vocab_size: int, max_steps: int | None
 ) -> DenoiseConfig:
@@ -70,7 +78,7 @@ def denoise_config(
 
     def read(name: str) -> float:
         value = generation.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise ValueError(
                 f"{GENERATION_CONFIG} gives no number for {name!r} (found {value!r}); take the "
                 f"file from {SOURCE} or pass the value with "
@@ -82,7 +90,7 @@ def denoise_config(
     if not isinstance(sampler, Mapping) or sampler.get("_cls_name") != SAMPLER:
         raise _wrong(f"no sampler_config of class {SAMPLER} (found {sampler!r})")
     bound = sampler.get("entropy_bound")
-    if isinstance(bound, bool) or not isinstance(bound, int | float):
+    if not is_number(bound):
         raise _wrong(f"sampler_config has no number entropy_bound (found {bound!r})")
     return DenoiseConfig(
         canvas_length=canvas_length,

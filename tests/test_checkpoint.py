@@ -41,6 +41,15 @@ def test_what_transformers_saves_passes(checkpoint):
 BAD = [
     ({"num_attention_heads": 12}, "num_attention_heads must be a multiple of the 8 key heads"),
     ({"num_global_key_value_heads": 3}, "multiple of the 3 key heads of layer 5, found 16"),
+    ({"num_global_key_value_heads": "x"}, "num_global_key_value_heads must be a whole number"),
+    ({"global_head_dim": "x"}, "global_head_dim must be a whole number above 0, found 'x'"),
+    ({"per_layer_config": [1]}, r"per_layer_config must be an object, found \[1\]"),
+    ({"per_layer_config": {"5": 1}}, "per_layer_config '5' must be an object, found 1"),
+    (
+        {"per_layer_config": {"5": {"num_key_value_heads": 0}}},
+        "per_layer_config '5': num_key_value_heads must be a whole number above 0, found 0",
+    ),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a number above 0, found nan"),
     ({"num_attention_heads": "16"}, "num_attention_heads must be a whole number above 0"),
     ({"num_attention_heads": True}, "num_attention_heads must be a whole number above 0"),
     ({"num_key_value_heads": 0}, "num_key_value_heads must be a whole number above 0, found 0"),
@@ -82,6 +91,12 @@ def test_a_wrong_field_is_named_with_the_fix(changes, sentence):
         files.check_config(changed(changes), "/models/x/config.json")
     assert str(error.value).startswith("/models/x/config.json: ")
     assert "take the file from the checkpoint's own repository" in str(error.value)
+
+
+def test_a_global_head_dim_of_null_is_named():
+    text = header.CONFIG["text_config"] | {"global_head_dim": None}
+    with pytest.raises(ValueError, match="global_head_dim must be a whole number above 0, found n"):
+        files.check_config(header.CONFIG | {"text_config": text})
 
 
 def test_overrides_count(checkpoint, copy):

@@ -33,7 +33,7 @@ def test_whole_numbers_will_do_for_fractions():
 @pytest.mark.parametrize(
     "name", ["confidence_threshold", "max_denoising_steps", "stability_threshold", "t_max", "t_min"]
 )
-@pytest.mark.parametrize("value", [None, "0.5", True, []])
+@pytest.mark.parametrize("value", [None, "0.5", True, [], float("inf"), float("nan")])
 def test_a_missing_number_is_named_with_the_fix(name, value):
     with pytest.raises(ValueError) as error:
         read(GENERATION | {name: value})
@@ -48,7 +48,7 @@ def test_another_sampler_is_refused(sampler):
         read(GENERATION | {"sampler_config": sampler})
 
 
-@pytest.mark.parametrize("bound", [None, "0.1", True])
+@pytest.mark.parametrize("bound", [None, "0.1", True, float("nan")])
 def test_an_entropy_bound_is_needed(bound):
     sampler = {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": bound}
     with pytest.raises(ValueError, match="has no number entropy_bound"):
