@@ -50,11 +50,13 @@ def check(source: Any, load_format: str | None = None) -> None:
         check_weights(folder)
     skipped = source.skip_tokenizer_init or getattr(source, "tokens_only", False)
     if not skipped and source.tokenizer_mode in ("auto", "hf"):
-        check_tokenizer(Path(source.tokenizer or source.model))
+        check_tokenizer(Path(source.tokenizer or source.model), ", or serve with --tokenizer")
 
 
-def check_tokenizer(folder: Path) -> None:
+def check_tokenizer(folder: Path, otherwise: str = "") -> None:
     """Check that a local folder holds a tokenizer: transformers makes an empty one of nothing.
+
+    otherwise: what else the caller could do.
 
     Raises:
         ValueError: naming the file that is missing.
@@ -62,7 +64,7 @@ def check_tokenizer(folder: Path) -> None:
     if folder.is_dir() and not any((folder / name).is_file() for name in TOKENIZER):
         raise ValueError(
             f"{folder} holds no {TOKENIZER[0]}: download the tokenizer of the checkpoint too (from "
-            f"its own repository, such as {SOURCE}), or serve with --tokenizer and its folder"
+            f"its own repository, such as {SOURCE}){otherwise}"
         )
 
 

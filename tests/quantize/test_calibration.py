@@ -86,7 +86,7 @@ def test_it_is_done_again_where_a_file_has_changed(copy, tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="holds no tokenizer.json: download the tokenizer"):
+    with pytest.raises(ValueError, match=r"holds no tokenizer.json: download .*it\)$"):
         calibration.encoder(checkpoint)
 
 
