@@ -37,13 +37,12 @@ def aime(doc: Doc) -> str:
 
 
 def score_aime(doc: Doc, reply: str) -> Score:
-    """lm-eval's reading of ``\\boxed{}``; leading zeros do not matter."""
-    from lm_eval.tasks.aime.utils import is_equiv, last_boxed_only_string, remove_boxed
+    """lm-eval's own scoring of ``aime25``; leading zeros of the three digits do not matter."""
+    from lm_eval.tasks.aime.utils import process_results
 
-    box = last_boxed_only_string(reply)
-    said = reply if box is None else remove_boxed(box) if box[-1] == "}" else box
-    said, right = (text.strip().lstrip("0") or "0" for text in (said, str(doc["answer"])))
-    return Score(int(is_equiv(said, right)))
+    right = str(doc["answer"]).strip().lstrip("0") or "0"
+    spelled = {right.zfill(width) for width in (1, 2, 3)}
+    return Score(max(process_results({"answer": a}, [reply])["exact_match"] for a in spelled))
 
 
 def _last_number(text: str) -> Decimal | None:

@@ -42,10 +42,25 @@ def test_gsm8k(reply, right):
 
 @pytest.mark.parametrize("reply, right", [
     ("\\boxed{70}", 1), ("\\boxed{070}", 1), ("\\boxed{7} then \\boxed{70}", 1), ("70", 1),
-    ("\\boxed{71}", 0), ("$\\boxed{70", 0), ("", 0),
+    ("\\boxed{71}", 0), ("$\\boxed{70", 0), ("", 0), ("\\boxed 70", 1), ("$\\boxed 70$", 1),
+    ("$70$", 1), ("So the answer is $70$.", 1), ("\\fbox{70}", 0), ("\\fbox{$70$}", 1),
+    ("\\boxed", 0), ("\\boxed{}", 0), ("\\boxed{\\frac}", 0), ("\\boxed{\\sqrt}", 0),
 ])
 def test_aime(reply, right):
+    """As lm-eval's task scores it, but for leading zeros."""
+    from lm_eval.tasks.aime.utils import process_results
+
     assert arithmetic.score_aime({"answer": 70}, reply).right == right
+    if "070" not in reply:
+        assert process_results({"answer": 70}, [reply])["exact_match"] == right
+
+
+@pytest.mark.parametrize("answer, reply", [
+    ("0", "\\boxed{000}"), ("082", "\\boxed{82}"), ("7", "\\boxed{07}"),
+    ("336^\\circ", "\\boxed{336}"),
+])
+def test_spellings_of_aime(answer, reply):
+    assert arithmetic.score_aime({"answer": answer}, reply).right == 1
 
 
 def test_a_program_without_its_def_goes_on_behind_the_prompt():
