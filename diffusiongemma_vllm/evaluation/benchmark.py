@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 Doc = Mapping[str, Any]  # a row of the data set
+_log = logging.getLogger(__name__)
 DRAW = "draw"  # the column that tells the answers to one question apart
 
 
@@ -48,10 +50,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Score:
-    """So many points of so many; every question of a benchmark but IFEval gives one."""
+    """So many points of so many; every question of a benchmark but IFEval's gives one."""
 
     right: int
     of: int = 1
+
+
+def one(doc: Doc) -> int:
+    return 1
 
 
 class Asker(Protocol):
@@ -81,7 +87,10 @@ class PlainChat:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """draws: how often each question is asked, with another seed each time."""
+    """draws: how often each question is asked, with another seed each time.
+
+    points: that a question gives when all of its answer is right.
+    """
 
     name: str
     title: str
@@ -92,15 +101,21 @@ class Benchmark:
     draws: int = 1
     chat: Asker = PlainChat()
     runs_code: bool = False
+    points: Callable[[Doc], int] = one
 
     def task(self, folder: Path | None, score: Callable[[Doc, str], Score] | None = None) -> Any:
         """lm-eval's task: every question ``draws`` times, in the order of the data set.
 
         folder: the folder of data sets, or None for the hub.  score: instead of the benchmark's.
+
+        Raises:
+            ValueError: where the data set is not in the folder, or code would run unguarded.
         """
         from lm_eval.api.task import ConfigurableTask
 
-        scored = score or self.score
+        if self.runs_code and score is None:
+            raise ValueError("the model's code runs in a sandbox only: --sandbox bwrap")
+        scored = self._guarded(score or self.score)
 
         def process_results(doc: Doc, results: list[str]) -> dict[str, int]:
             points = scored(doc, results[0])
@@ -117,6 +132,34 @@ class Benchmark:
             "process_docs": self._repeat, "doc_to_text": self.ask, "doc_to_target": "",
             "process_results": process_results, "metric_list": metrics, "num_fewshot": 0,
         })
+
+    def _guarded(self, score: Callable[[Doc, str], Score]) -> Callable[[Doc, str], Score]:
+        """A reply that the scorer cannot read is wrong; the first one is logged.
+
+        Raises:
+            ValueError: where the machine, not the reply, keeps it from being scored.
+        """
+        failed = False
+
+        def guarded(doc: Doc, reply: str) -> Score:
+            nonlocal failed
+            try:
+                return score(doc, reply)
+            except (OSError, MemoryError) as error:
+                raise ValueError(
+                    f"{self.title}: the answers cannot be scored here ({error}); they are kept: "
+                    "the same command goes on"
+                ) from error
+            except Exception as error:
+                if not failed:
+                    _log.warning(
+                        "%s: the scorer failed on a reply (%s: %s), which counts as wrong, as any "
+                        "further one does: %.200r", self.title, type(error).__name__, error, reply,
+                    )
+                failed = True
+                return Score(0, self.points(doc))
+
+        return guarded
 
     def _repeat(self, rows: Any) -> Any:
         """Every row ``draws`` times, one behind the other, with the number of its draw."""

@@ -13,6 +13,10 @@ def prompt(doc: Doc) -> str:
     return str(doc["prompt"])
 
 
+def points(doc: Doc) -> int:
+    return len(doc["instruction_id_list"])
+
+
 def prepare(folder: Path | None) -> None:
     """See that the checks find NLTK's sentence splitter, which lm-eval fetches when it may.
 

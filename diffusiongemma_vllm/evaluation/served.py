@@ -9,7 +9,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from openai import APIError, OpenAI
+from openai import APIError, OpenAI, OpenAIError
 from tqdm import tqdm
 
 from diffusiongemma_vllm.evaluation.answers import Answer, Answers, key
@@ -29,6 +29,10 @@ class Settings:
     seed: int = 0
     max_tokens: int | None = None
     timeout: float = 3600.0
+
+
+class NoAnswer(ValueError):
+    """A reply of the server that is no chat completion."""
 
 
 class Endpoint:
@@ -62,11 +66,22 @@ class Endpoint:
         return whole | {"seed": int(name[:8], 16) >> 1}
 
     def ask(self, request: Mapping[str, Any]) -> tuple[Mapping[str, Any], str, int]:
-        """Message, finish reason and output tokens of one chat completion."""
+        """Message, finish reason and output tokens of one chat completion.
+
+        Raises:
+            NoAnswer: for a reply without one.
+            OpenAIError: as the client does.
+        """
         fields = {name: request[name] for name in _API if name in request}
         beside = {name: request[name] for name in request if name not in _API}
-        reply = self.client.chat.completions.create(**fields, extra_body=beside)
-        choice = reply.choices[0]
+        try:
+            reply = self.client.chat.completions.create(**fields, extra_body=beside)
+        except ValueError as error:  # JSON that is none
+            raise NoAnswer(f"the reply cannot be read: {error}") from None
+        choices = getattr(reply, "choices", None)
+        if not choices or choices[0].message is None:
+            raise NoAnswer("the reply holds no message: no choices in it")
+        choice = choices[0]
         tokens = reply.usage.completion_tokens if reply.usage else 0
         return choice.message.model_dump(), choice.finish_reason, tokens
 
@@ -98,7 +113,7 @@ class Served(LM):
                 for future in as_completed(futures):
                     future.result()
                     bar.update()
-            except APIError as error:
+            except (OpenAIError, NoAnswer) as error:
                 raise ValueError(
                     f"{self.benchmark.title}: a question has no answer ({error}); the others' are "
                     "kept: the same command goes on"

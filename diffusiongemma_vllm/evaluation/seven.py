@@ -26,6 +26,7 @@ SEVEN = (
     Benchmark(
         "ifeval", "IFEval", Source("google/IFEval", None, "train"),
         instructions.prompt, instructions.score, Card(94.01, 94.56),
+        points=instructions.points,
     ),
     Benchmark(
         "humaneval", "HumanEval", Source("openai/openai_humaneval", None, "test"),

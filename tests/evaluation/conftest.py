@@ -8,7 +8,10 @@ import pytest
 
 
 class Stub:
-    """An OpenAI server.  replies: (words of the question, what to say to it), first match."""
+    """An OpenAI server.
+
+    replies: (words of the question, what to say to it), first match; a dict is the whole body.
+    """
 
     def __init__(self):
         self.replies, self.asked, self.broken_after = [], [], None
@@ -34,6 +37,8 @@ class Stub:
                 text = body["messages"][-1]["content"]
                 said = next((said for words, said in stub.replies if words in text), None)
                 assert said is not None, text
+                if isinstance(said, dict):
+                    return self._say(200, said)
                 self._say(200, {
                     "id": "1", "object": "chat.completion", "created": 1, "model": "stub",
                     "choices": [{

@@ -1,6 +1,7 @@
 """Each of the seven, from files in the real format to points, through lm-eval and HTTP."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from made_up import MAKERS
@@ -76,6 +77,46 @@ def test_a_limit_spreads_and_another_run_stands_beside(evaluate, stub, data, tmp
     stub.replies = [("H", "Answer: A"), *stub.replies]
     assert evaluate("mmmlu", "--limit", "2", "--beside", str(other)) == 0
     assert "| +0.0 (" in (tmp_path / "out/table.md").read_text().splitlines()[2]
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "ifeval"])
+def test_a_reply_that_breaks_the_scorer_is_wrong(
+    name, evaluate, stub, data, tmp_path, monkeypatch, caplog
+):
+    samples = next(make for make in MAKERS if make.__name__ == name)(data)
+    stub.replies = [(one.words, one.reply) for one in samples]
+    real = BY_NAME[name].score
+
+    def strange(doc, reply):
+        if real(doc, reply).right < max(one.right for one in samples):
+            raise AssertionError("what is this")
+        return real(doc, reply)
+
+    monkeypatch.setitem(BY_NAME, name, replace(BY_NAME[name], score=strange))
+    assert evaluate(name) == 0
+    found = json.loads((tmp_path / f"out/{name}.json").read_text())
+    most = max(one.right for one in samples)
+    assert found["right"] == [one.right if one.right == most else 0 for one in samples]
+    assert found["of"] == [one.of for one in samples]
+    assert caplog.text.count("counts as wrong") == 1 and "what is this" in caplog.text
+
+
+def test_a_scorer_that_cannot_run_is_no_wrong_answer(evaluate, stub, data, monkeypatch, capsys):
+    def broken(doc, reply):
+        raise OSError("no space left")
+
+    samples = next(make for make in MAKERS if make.__name__ == "gsm8k")(data)
+    stub.replies = [(one.words, one.reply) for one in samples]
+    monkeypatch.setitem(BY_NAME, "gsm8k", replace(BY_NAME["gsm8k"], score=broken))
+    assert evaluate("gsm8k") == 1
+    assert "cannot be scored here (no space left)" in capsys.readouterr().err
+
+
+def test_a_reply_without_choices(evaluate, stub, data, capsys):
+    samples = next(make for make in MAKERS if make.__name__ == "gsm8k")(data)
+    stub.replies = [(one.words, {"choices": []}) for one in samples]
+    assert evaluate("gsm8k") == 1
+    assert "the reply holds no message" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, said", [
