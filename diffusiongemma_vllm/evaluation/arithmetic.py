@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 from diffusiongemma_vllm.evaluation.benchmark import Doc, Score
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+_ASIDE = re.compile(r"(?<=\d)([\s*_$.)\]}\\]*)(?<!\\)\([^()]*\)")  # "5 (since 10-5)"
 _SAID = re.compile(r"(?i)answer[*_]*\s*(?:is|:)[*_]*:?(.*)")
 
 
@@ -23,7 +24,7 @@ def score_gsm8k(doc: Doc, reply: str) -> Score:
     """The data set's answers end with ``#### N``.  2,000 and 2000.00 are the same number."""
     right = _last_number(doc["answer"].rpartition("####")[2])
     said = _SAID.findall(reply)
-    found = _last_number(said[-1]) if said else None
+    found = _last_number(_ASIDE.sub(r"\1", said[-1])) if said else None
     if found is None:
         found = _last_number(reply)
     return Score(int(found is not None and found == right))
@@ -46,6 +47,7 @@ def score_aime(doc: Doc, reply: str) -> Score:
 
 
 def _last_number(text: str) -> Decimal | None:
+    text = text.replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
     found = _NUMBER.findall(text)
     if not found:
         return None

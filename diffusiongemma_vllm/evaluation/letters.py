@@ -10,9 +10,25 @@ from string import ascii_uppercase
 
 from diffusiongemma_vllm.evaluation.benchmark import Doc, Score
 
-# "Answer: C", with the emphasis, boxes and brackets that models put around a letter
-_LETTER = r"[\s*_$({\[]*(?:\\(?:boxed|text|mathrm|mathbf)\s*\{[\s(]*)*([A-J])(?![A-Za-z])"
-_SAID = re.compile(rf"(?i:answer)[*_]*\s*(?:(?i:is)|:|：)[*_]*:?{_LETTER}")
+# what models put around a letter: emphasis, quotes, brackets and LaTeX
+_AROUND = (
+    r"(?:[\s*_$({\[\"'`“‘]|\\[(\[]"
+    r"|\\(?:boxed|fbox|text|textbf|textit|textrm|mathrm|mathbf|mathbb)\s*(?=\{)){0,40}"
+)
+_REASON = (
+    "because|since|as|by|due|for|from|per|with|where|which|while|when|given|based|and|or|but|if|"
+    "not|is|according"
+)
+_OTHER = r"(?:[^\w\n]{0,4}(?:\bor\b|/)[^\w\n]{0,4}(?:(?i:option|choice)\W+)?[A-J]\b)"
+# the letter, and whether a second one stands beside it; "I think" names none
+_LETTER = (
+    rf"{_AROUND}(?:(?i:option|choice)\s{{1,9}}{_AROUND})?"
+    rf"([A-J])(?![A-Za-z])(?<!I(?=['’][a-z]))(?<!I(?=[ \t]+(?!(?:{_REASON})\b)[a-z]))({_OTHER}?)"
+)
+_SAID = re.compile(
+    rf"(?i:answer)[*_]*\s*(?::|：|(?i:is)(?!{_AROUND}A[ \t]+(?!(?:{_REASON})\b)[a-z]))"
+    rf"[*_]*:?{_LETTER}"
+)
 _BOXED = re.compile(rf"\\boxed\s*\{{{_LETTER}")
 GPQA_OPTIONS = (
     "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3",
@@ -34,7 +50,8 @@ def chosen(reply: str) -> str | None:
     for pattern in (_SAID, _BOXED):
         found = pattern.findall(reply)
         if found:
-            return str(found[-1])
+            letter, other = found[-1]
+            return None if other else str(letter)
     lines = reply.strip().splitlines()
     last = lines[-1].strip(" *_().$") if lines else ""
     return last if re.fullmatch("[A-J]", last) else None

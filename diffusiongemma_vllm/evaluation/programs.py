@@ -7,7 +7,11 @@ import re
 from diffusiongemma_vllm.evaluation.benchmark import Doc, Score
 from diffusiongemma_vllm.evaluation.sandbox import Sandbox
 
-_FENCED = re.compile(r"```[ \t]*(?:python|py|Python)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# a fence that opens a block, with what stands before it and its first word
+_OPENS = re.compile(r"^(?P<before>.*?)(?P<fence>`{3,}|~{3,})[ \t]*(?P<word>[\w.]*)[^`\n]*$")
+_PYTHON = re.compile(r"(?:python|py)[\d.]*|", re.IGNORECASE)
+_INDENT = re.compile(r"\s*(?:(?:[-*+]|\d+[.)])\s+)?")  # of a list item too
+_FUTURE = re.compile(r"^from[ \t]+__future__[ \t]+import[ \t]+(?:\([^)]*\)|[^\n(]+)$", re.M)
 
 
 def prompt(doc: Doc) -> str:
@@ -20,12 +24,42 @@ def prompt(doc: Doc) -> str:
 def program(doc: Doc, reply: str) -> str:
     """The reply's function (in its last block that defines it) and the tests that call it."""
     name = doc["entry_point"]
-    blocks = _FENCED.findall(reply) or [reply]
+    reply = reply.replace("\r\n", "\n")
+    blocks = _blocks(reply) or [reply]
     whole = [block for block in blocks if re.search(rf"^def {re.escape(name)}\b", block, re.M)]
     # the prompt goes first: it holds imports and helpers that a reply may take as given
     body = whole[-1] if whole else blocks[-1]
     given = f"{doc['prompt']}    pass\n" if whole else str(doc["prompt"])
-    return f"{given}\n{body}\n{doc['test']}\ncheck({name})\n"
+    future = "".join(f"{line}\n" for line in _FUTURE.findall(body))  # Python wants it on top
+    return f"{future}{given}\n{_FUTURE.sub('', body)}\n{doc['test']}\ncheck({name})\n"
+
+
+def _blocks(reply: str) -> list[str]:
+    """The fenced blocks that are Python, or do not say what they are."""
+    blocks = []
+    lines = iter(reply.split("\n"))
+    for line in lines:
+        opened = _OPENS.match(line)
+        if opened is None:
+            continue
+        code = []
+        for inside in lines:
+            text, closed, _ = inside.partition(opened["fence"])
+            if not closed or text.strip():
+                code.append(text if closed else inside)
+            if closed:
+                break
+        if _PYTHON.fullmatch(opened["word"]):
+            indent = _INDENT.fullmatch(opened["before"])
+            blocks.append(_outdented(code, len(opened["before"]) if indent else 0))
+    return blocks
+
+
+def _outdented(code: list[str], width: int) -> str:
+    """Without the indent that the lines owe to the list around them."""
+    owed = [len(line) - len(line.lstrip()) for line in code if line.strip()]
+    cut = min([width, *owed])
+    return "".join(f"{line[cut:]}\n" for line in code)
 
 
 class InSandbox:
