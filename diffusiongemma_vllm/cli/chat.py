@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from diffusiongemma_vllm.client import connect, models
+
 TINTS = (  # legible on a light terminal too
     "white on #6b2737", "white on #6b4423", "white on #5c5420", "white on #31552d",
     "white on #1d524d",
@@ -27,7 +29,7 @@ class Options:
     """every: denoise steps from one draft to the next."""
 
     url: str
-    key: str
+    key: str | None
     every: int
     thinking: bool
     temperature: float
@@ -112,14 +114,14 @@ class Answer:
 
 
 def chat(options: Options) -> int:
-    """Ask until an empty line, or the end of the input; returns 1 where no server answers."""
+    """Ask until an empty line, or the end of the input.
+
+    Raises:
+        ValueError: where no server answers.
+    """
     console = Console(highlight=False)
-    client = OpenAI(base_url=f"{options.url}/v1", api_key=options.key, timeout=600)
-    try:
-        model = client.models.list().data[0].id
-    except OpenAIError as error:
-        console.print(f"no vLLM server answers at {options.url}: {escape(str(error))}", style="red")
-        return 1
+    client = connect(options.url, options.key, timeout=600)
+    model = models(client, options.url)[0].name
     console.print(f"{escape(model)} ({HELP})", style="dim")
     messages: list[dict[str, Any]] = []
     while asked := _ask(console):

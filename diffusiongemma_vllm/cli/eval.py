@@ -23,7 +23,10 @@ MINIATURE_FLAGS = (
 
 @dataclass(frozen=True)
 class Options:
-    """benchmarks: names, or ``miniature`` alone.  data, beside: folders, or None."""
+    """benchmarks: names, or ``miniature`` alone.  data, beside: folders, or None.
+
+    key: the server's --api-key, or None.
+    """
 
     benchmarks: list[str]
     url: str
@@ -36,6 +39,7 @@ class Options:
     max_tokens: int | None
     sandbox: str
     beside: Path | None
+    key: str | None = None
 
 
 def evaluate(options: Options) -> int:
@@ -100,7 +104,8 @@ def _served(options: Options) -> str:
         for benchmark in named
     ]
     endpoint = Endpoint(Settings(
-        options.url, options.model, options.concurrency, options.seed, options.max_tokens
+        options.url, options.model, options.concurrency, options.seed, options.max_tokens,
+        options.key,
     ))
     about = {
         "checkpoint": endpoint.checkpoint, "url": options.url, "seed": options.seed,

@@ -38,34 +38,34 @@ def _chat(args: argparse.Namespace) -> int:
     from diffusiongemma_vllm.cli.chat import Options, chat
 
     return chat(Options(
-        args.url.rstrip("/"), args.api_key or "none", args.every, args.thinking, args.temperature,
+        args.url.rstrip("/"), args.api_key, args.every, args.thinking, args.temperature,
     ))
 
 
 def _quantize(args: argparse.Namespace) -> int:
     from diffusiongemma_vllm.cli.quantize import Options, quantize
 
-    try:
-        return quantize(
-            Options(args.src, Path(args.dst), args.calibration, args.samples, args.device)
-        )
-    except (OSError, ValueError) as error:
-        print(f"diffusiongemma-vllm quantize: {error}", file=sys.stderr)
-        return 1
+    return quantize(
+        Options(args.src, Path(args.dst), args.calibration, args.samples, args.device)
+    )
 
 
 def _eval(args: argparse.Namespace) -> int:
     from diffusiongemma_vllm.cli.eval import Options, evaluate
     from diffusiongemma_vllm.evaluation.seven import BY_NAME
 
-    try:
-        return evaluate(Options(
-            args.benchmarks or list(BY_NAME), args.url, args.model, args.data, args.out,
-            args.limit, args.concurrency, args.seed, args.max_tokens, args.sandbox, args.beside,
-        ))
-    except ValueError as error:
-        print(f"diffusiongemma-vllm eval: {error}", file=sys.stderr)
-        return 1
+    return evaluate(Options(
+        args.benchmarks or list(BY_NAME), args.url, args.model, args.data, args.out,
+        args.limit, args.concurrency, args.seed, args.max_tokens, args.sandbox, args.beside,
+        args.api_key,
+    ))
+
+
+def _add_key(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--api-key", default=os.environ.get("VLLM_API_KEY") or None,
+        help="the vLLM server's; or set VLLM_API_KEY",
+    )
 
 
 def _add_eval(command: argparse.ArgumentParser) -> None:
@@ -93,6 +93,7 @@ def _add_eval(command: argparse.ArgumentParser) -> None:
         help="what humaneval runs the model's code in",
     )
     command.add_argument("--beside", type=Path, help="OUT of another run, to compare with")
+    _add_key(command)
     command.set_defaults(run=_eval)
 
 
@@ -107,19 +108,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_defaults(run=_doctor)
     command = commands.add_parser("miniature", help="print the path of the shipped checkpoint")
     command.set_defaults(run=_miniature)
-    key = os.environ.get("VLLM_API_KEY")
     command = commands.add_parser("watch", help="a web page that shows a server denoise")
     command.add_argument("--url", default="http://127.0.0.1:8000", help="of the vLLM server")
     command.add_argument("--host", default="127.0.0.1", help="address to serve the page on")
     command.add_argument("--port", type=int, default=8600, help="port to serve the page on")
-    command.add_argument("--api-key", default=key, help="the vLLM server's; or set VLLM_API_KEY")
+    _add_key(command)
     command.set_defaults(run=_watch)
     command = commands.add_parser("chat", help="talk to a server, and see it denoise")
     command.add_argument("--url", default="http://127.0.0.1:8000", help="of the vLLM server")
     command.add_argument("--every", type=int, default=1, help="denoise steps between two drafts")
     command.add_argument("--thinking", action="store_true", help="let the model think first")
     command.add_argument("--temperature", type=float, default=1.0)
-    command.add_argument("--api-key", default=key, help="the vLLM server's; or set VLLM_API_KEY")
+    _add_key(command)
     command.set_defaults(run=_chat)
     command = commands.add_parser(
         "quantize", help="write a BF16 checkpoint's experts in NVFP4, in NVIDIA's layout"
@@ -136,7 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.set_defaults(run=_quantize)
     _add_eval(commands.add_parser("eval", help="score a server on the model card's benchmarks"))
     args = parser.parse_args(argv)
-    return args.run(args)
+    try:
+        return args.run(args)
+    except ValueError as error:
+        print(f"diffusiongemma-vllm {args.command}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

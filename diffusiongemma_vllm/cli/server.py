@@ -41,7 +41,7 @@ class Server:
             self.log = Path(log.name)
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"} | os.environ,
+                env={"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"} | _environment(),
             )
 
     def wait(self) -> Iterator[float]:
@@ -96,6 +96,11 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+def _environment() -> dict[str, str]:
+    """Without the key of another server: this one is asked by its parent alone."""
+    return {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from openai import APIError, OpenAI, OpenAIError
+from openai import OpenAIError
 from tqdm import tqdm
 
+from diffusiongemma_vllm import client
 from diffusiongemma_vllm.evaluation.answers import Answer, Answers, key
 from diffusiongemma_vllm.evaluation.benchmark import DRAW, Benchmark
 
@@ -21,13 +22,17 @@ _API = ("messages", "tools", "model", "seed", "max_tokens")
 
 @dataclass(frozen=True)
 class Settings:
-    """url: without /v1.  max_tokens: of an answer, thought and all; None for what fits."""
+    """url: without /v1.  max_tokens: of an answer, thought and all; None for what fits.
+
+    key: that the server was started with as --api-key, if any.
+    """
 
     url: str
     model: str | None = None
     concurrency: int = 4
     seed: int = 0
     max_tokens: int | None = None
+    key: str | None = None
     timeout: float = 3600.0
 
 
@@ -40,22 +45,15 @@ class Endpoint:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.client = OpenAI(
-            base_url=f"{settings.url.rstrip('/')}/v1", api_key="none", max_retries=4,
-            timeout=settings.timeout,
-        )
-        try:
-            models = self.client.with_options(max_retries=0).models.list().data
-        except APIError as error:
-            raise ValueError(f"no server answers at {settings.url}: {error}") from None
-        named = [m for m in models if settings.model in (None, m.id)]
+        self.client = client.connect(settings.url, settings.key, settings.timeout, retries=4)
+        models = client.models(self.client, settings.url)
+        named = [m for m in models if settings.model in (None, m.name)]
         if not named:
             raise ValueError(
                 f"--model {settings.model} is not served at {settings.url}: "
-                f"{', '.join(m.id for m in models)} is"
+                f"{', '.join(m.name for m in models)} is"
             )
-        self.model: str = named[0].id
-        self.checkpoint: str = getattr(named[0], "root", None) or self.model
+        self.model, self.checkpoint = named[0].name, named[0].checkpoint
 
     def request(self, body: Mapping[str, Any], draw: int) -> dict[str, Any]:
         """A chat completion with the server's own sampling defaults; its seed follows from it."""

@@ -11,10 +11,12 @@ class Stub:
     """An OpenAI server.
 
     replies: (words of the question, what to say to it), first match; a dict is the whole body.
+    key: that it wants.  page: status and body of its list of models, where it has none.
     """
 
     def __init__(self):
         self.replies, self.asked, self.broken_after = [], [], None
+        self.key = self.page = None
         self.lock = threading.Lock()
         stub = self
 
@@ -23,11 +25,17 @@ class Stub:
                 pass
 
             def do_GET(self):
+                if stub.page is not None:
+                    return self._say(*stub.page)
+                if not self._welcome():
+                    return None
                 self._say(200, {"object": "list", "data": [
                     {"id": "stub", "object": "model", "root": "org/stub-checkpoint"}
                 ]})
 
             def do_POST(self):
+                if not self._welcome():
+                    return None
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with stub.lock:
                     stub.asked.append(body)
@@ -49,10 +57,17 @@ class Stub:
                     "usage": {"prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6},
                 })
 
+            def _welcome(self):
+                if stub.key and self.headers["Authorization"] != f"Bearer {stub.key}":
+                    self._say(401, {"error": "Unauthorized"})
+                    return False
+                return True
+
             def _say(self, status, body):
-                sent = json.dumps(body).encode()
+                page = isinstance(body, str)
+                sent = body.encode() if page else json.dumps(body).encode()
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", "text/html" if page else "application/json")
                 self.send_header("Content-Length", str(len(sent)))
                 self.end_headers()
                 self.wfile.write(sent)

@@ -143,6 +143,20 @@ def test_a_server_that_is_not_there(data, tmp_path, capsys):
     assert "no server answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
+def test_a_key(evaluate, stub, data, monkeypatch, capsys):
+    samples = next(make for make in MAKERS if make.__name__ == "gsm8k")(data)
+    stub.replies = [(one.words, one.reply) for one in samples]
+    stub.key = "sk-1"
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert evaluate("gsm8k") == 1
+    said = capsys.readouterr().err
+    assert "refuses the API key (HTTP 401)" in said and "no server answers" not in said
+    assert evaluate("gsm8k", "--api-key", "sk-1") == 0
+    monkeypatch.setenv("VLLM_API_KEY", "sk-1")
+    assert evaluate("gsm8k", "--max-tokens", "9") == 0
+    assert len(stub.asked) == 6
+
+
 def test_a_model_that_is_not_served(evaluate, data, capsys):
     next(make for make in MAKERS if make.__name__ == "gsm8k")(data)
     assert evaluate("gsm8k", "--model", "poet") == 1
