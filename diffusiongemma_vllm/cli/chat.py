@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from httpx import HTTPError
 from openai import OpenAI, OpenAIError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -128,8 +129,8 @@ def chat(options: Options) -> int:
         messages.append({"role": "user", "content": asked})
         try:
             answer = _answer(console, client, model, messages, options)
-        except OpenAIError as error:
-            console.print(escape(str(error)), style="red")
+        except (OpenAIError, HTTPError, ValueError) as error:  # the latter in mid-stream
+            console.print(escape(f"no whole answer: {error}"), style="red")
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": answer.text})
@@ -147,6 +148,21 @@ def _answer(
     console: Console, client: OpenAI, model: str, messages: list[Any], options: Options
 ) -> Answer:
     answer = Answer()
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            for chunk in _stream(client, model, messages, options):
+                answer.take(chunk)
+                live.update(answer.under_way(), refresh=True)
+    except KeyboardInterrupt:
+        pass
+    console.print(*answer.words(), sep="\n")
+    return answer
+
+
+def _stream(
+    client: OpenAI, model: str, messages: list[Any], options: Options
+) -> Iterator[Any]:
+    """The chunks of an answer; the request ends with them, or with the one who takes them."""
     stream = client.chat.completions.create(
         model=model, messages=messages, stream=True, stream_options={"include_usage": True},
         temperature=options.temperature,
@@ -155,12 +171,5 @@ def _answer(
             "chat_template_kwargs": {"enable_thinking": options.thinking},
         },
     )
-    with Live(console=console, auto_refresh=False, transient=True) as live:
-        try:
-            for chunk in stream:
-                answer.take(chunk)
-                live.update(answer.under_way(), refresh=True)
-        except KeyboardInterrupt:
-            stream.close()
-    console.print(*answer.words(), sep="\n")
-    return answer
+    with stream:
+        yield from stream

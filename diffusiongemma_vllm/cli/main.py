@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 MINIATURE = Path(__file__).parents[1] / "miniature"
+
+INTERRUPTED = {  # what is left to say
+    "eval": "interrupted; what was answered is kept: the same command goes on where it was.",
+    "quantize": "interrupted; what was written is kept: the same command goes on where it was.",
+}
 
 
 def _miniature(args: argparse.Namespace) -> int:
@@ -141,6 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"diffusiongemma-vllm {args.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\n{INTERRUPTED.get(args.command, 'stopped.')}", file=sys.stderr)
+        gc.freeze()  # or Python looks through all that was imported, for seconds
+        return 130
 
 
 if __name__ == "__main__":

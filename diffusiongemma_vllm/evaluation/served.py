@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from diffusiongemma_vllm import client
 from diffusiongemma_vllm.evaluation.answers import Answer, Answers, key
 from diffusiongemma_vllm.evaluation.benchmark import DRAW, Benchmark
+from diffusiongemma_vllm.evaluation.threads import at_once
 
 # Fields of the API; anything else of a request goes beside them, as vLLM reads it.
 _API = ("messages", "tools", "model", "seed", "max_tokens")
@@ -101,23 +101,16 @@ class Served(LM):
             name: body for name, body in zip(names, bodies, strict=True)
             if self.answers.get(name) is None
         }
-        with (
-            ThreadPoolExecutor(self.endpoint.settings.concurrency) as pool,
-            tqdm(total=len(set(names)), initial=len(set(names)) - len(missing),
-                 desc=self.benchmark.title, unit="answer") as bar,
-        ):
-            futures = [pool.submit(self._ask, name, body) for name, body in missing.items()]
+        with tqdm(total=len(set(names)), initial=len(set(names)) - len(missing),
+                  desc=self.benchmark.title, unit="answer") as bar:
             try:
-                for future in as_completed(futures):
-                    future.result()
+                for _ in at_once(self._ask, missing.items(), self.endpoint.settings.concurrency):
                     bar.update()
             except (OpenAIError, NoAnswer) as error:
                 raise ValueError(
                     f"{self.benchmark.title}: a question has no answer ({error}); the others' are "
                     "kept: the same command goes on"
                 ) from None
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
         kept = [self.answers.get(name) for name in names]
         self.cut = sum(answer.finish == "length" for answer in kept if answer)
         self.tokens = sum(answer.tokens for answer in kept if answer)
@@ -127,7 +120,8 @@ class Served(LM):
         body = self.benchmark.chat.request(one.doc, one.args[0])
         return self.endpoint.request(body, one.doc[DRAW])
 
-    def _ask(self, name: str, request: Mapping[str, Any]) -> None:
+    def _ask(self, item: tuple[str, Mapping[str, Any]]) -> None:
+        name, request = item
         message, finish, tokens = self.endpoint.ask(request)
         self.answers.put(name, Answer(self.benchmark.chat.answer(message), finish, tokens))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import httpx
@@ -100,11 +102,20 @@ def watch(options: Options) -> int:
     """Serve the page until interrupted."""
     import uvicorn
 
-    settings: dict[str, Any] = {"log_level": "warning", "server_header": False}
+    class AtOnce(uvicorn.Server):
+        """Cuts the streams off when it is to end, without a word about each."""
+
+        async def shutdown(self, sockets: list[socket] | None = None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
+
+    settings: dict[str, Any] = {
+        "log_level": "warning", "server_header": False, "timeout_graceful_shutdown": 0,
+    }
     config = uvicorn.Config(app(options), host=options.host, port=options.port, **settings)
     with config.bind_socket() as listening:
         listening.listen()  # whoever reads the next line may come at once
         print(f"watching {options.url} on http://{options.host}:{options.port} (Ctrl-C ends it)",
               flush=True)
-        uvicorn.Server(config).run(sockets=[listening])
+        AtOnce(config).run(sockets=[listening])
     return 0
