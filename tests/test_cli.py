@@ -161,3 +161,34 @@ def test_work_at_once():
     done.clear()
     assert len(list(at_once(done.append, range(50), 4))) == 50 and sorted(done) == [*range(50)]
     assert list(at_once(done.append, [], 4)) == []
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["watch", "--url", "http://127.0.0.1:abc"], "is no address of a server"),
+    (["watch", "--api-key", "k\xe9"], "beyond plain ASCII"),
+    (["watch", "--url", "127.0.0.1:8000"], "is no address of a server"),
+    (["chat", "--url", "http://127.0.0.1:abc"], "is no address of a server"),
+    (["chat", "--url", "http://"], "is no address of a server"),
+    (["chat", "--api-key", "k\xe9"], "beyond plain ASCII"),
+    (["demo", "--model", "/nonexistent"], "--model /nonexistent is no folder"),
+], ids=" ".join)
+def test_refused(arguments, said, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"diffusiongemma-vllm {arguments[0]}: ") and error.count("\n") == 1
+    assert said in error
+
+
+def test_no_port(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["watch", "--port", "99999"])
+    assert ended.value.code == 2 and "99999 is no port: 1 to 65535" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_start(monkeypatch, capsys):
+    def broken(*_, **__):
+        raise server.NotStarted("vllm serve did not start")
+
+    monkeypatch.setattr("diffusiongemma_vllm.cli.demo.Server", broken)
+    assert main(["demo"]) == 1
+    assert "demo: vllm serve did not start" in capsys.readouterr().err

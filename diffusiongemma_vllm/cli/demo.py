@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
@@ -12,6 +14,7 @@ from rich.markup import escape
 
 from diffusiongemma_vllm.cli.server import CARD_FLAGS, Server
 
+HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # OWNER/NAME
 WEATHER = {
     "type": "function",
     "function": {
@@ -39,7 +42,14 @@ QUESTIONS = (
 
 
 def demo(model: str, *, verbose: bool) -> int:
-    """Serve ``model`` with the model card's flags and ask QUESTIONS."""
+    """Serve ``model`` with the model card's flags and ask QUESTIONS.
+
+    Raises:
+        ValueError: for what is neither a checkpoint's folder nor a name on the hub.
+        NotStarted: where the server does not start.
+    """
+    if not (Path(model) / "config.json").is_file() and not HUB.fullmatch(model):
+        raise ValueError(f"--model {model} is no folder with a checkpoint, nor a name on the hub")
     console = Console(highlight=False)
     console.print(f"vllm serve {model} {' '.join(CARD_FLAGS)}", style="dim", soft_wrap=True)
     with Server(model) as server:

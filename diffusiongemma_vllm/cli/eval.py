@@ -49,7 +49,10 @@ def evaluate(options: Options) -> int:
         ValueError: for an option, data set or server that cannot be used.
     """
     _check(options)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out {options.out} is no folder to write to: {error}") from None
     made = _miniature(options) if options.benchmarks == ["miniature"] else _served(options)
     (options.out / "table.md").write_text(made, encoding="utf-8")
     Console(highlight=False).print(made, markup=False, soft_wrap=True)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffusiongemma_vllm.cli.server import NotStarted
+
 MINIATURE = Path(__file__).parents[1] / "miniature"
 
 INTERRUPTED = {  # what is left to say
@@ -35,8 +37,10 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
+    from diffusiongemma_vllm.client import check
     from diffusiongemma_vllm.watch.server import Options, watch
 
+    check(args.url, args.api_key)
     return watch(Options(args.url.rstrip("/"), args.host, args.port, args.api_key))
 
 
@@ -65,6 +69,13 @@ def _eval(args: argparse.Namespace) -> int:
         args.limit, args.concurrency, args.seed, args.max_tokens, args.sandbox, args.beside,
         args.api_key,
     ))
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is no port: 1 to 65535")
+    return port
 
 
 def _add_key(command: argparse.ArgumentParser) -> None:
@@ -117,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("watch", help="a web page that shows a server denoise")
     command.add_argument("--url", default="http://127.0.0.1:8000", help="of the vLLM server")
     command.add_argument("--host", default="127.0.0.1", help="address to serve the page on")
-    command.add_argument("--port", type=int, default=8600, help="port to serve the page on")
+    command.add_argument("--port", type=_port, default=8600, help="port to serve the page on")
     _add_key(command)
     command.set_defaults(run=_watch)
     command = commands.add_parser("chat", help="talk to a server, and see it denoise")
@@ -144,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return args.run(args)
-    except ValueError as error:
+    except (ValueError, NotStarted) as error:
         print(f"diffusiongemma-vllm {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -26,6 +26,10 @@ CARD_FLAGS = (
 )
 
 
+class NotStarted(RuntimeError):
+    """The server ended, or does not answer."""
+
+
 class Server:
     """``vllm serve MODEL`` on a free port of this machine; logs go to a file."""
 
@@ -48,13 +52,13 @@ class Server:
         """Yields seconds waited until the server answers.
 
         Raises:
-            RuntimeError: with the end of the log, when it exits or takes too long.
+            NotStarted: with the end of the log, when it exits or takes too long.
         """
         began = time.monotonic()
         while True:
             waited = time.monotonic() - began
             if self.process.poll() is not None or waited > STARTED:
-                raise RuntimeError(
+                raise NotStarted(
                     f"vllm serve did not start (exit {self.process.poll()}):\n{self.tail()}"
                 )
             try:

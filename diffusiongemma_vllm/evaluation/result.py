@@ -42,8 +42,11 @@ class Result:
 
 
 def load(folder: Path, benchmark: str) -> Result:
-    """Raises ValueError where no run has been finished there."""
+    """Raises ValueError where no run has been finished there, or its file is broken."""
     path = folder / f"{benchmark}.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no finished run of {benchmark}")
-    return Result(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Result(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no result that eval wrote ({error}): run it again") from None

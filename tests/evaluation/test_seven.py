@@ -143,6 +143,42 @@ def test_a_server_that_is_not_there(data, tmp_path, capsys):
     assert "no server answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("page, said", [
+    ((200, "<html>hi</html>"), "is no vLLM server"),
+    ((200, {"hi": 1}), "is no vLLM server"),
+    ((200, {"data": [{}]}), "is no vLLM server"),
+    ((200, {"data": []}), "serves no model"),
+    ((404, "<html>gone</html>"), "lists no models (HTTP 404)"),
+], ids=str)
+@pytest.mark.parametrize("command", ["eval", "chat"])
+def test_what_is_no_vllm_server(command, page, said, evaluate, stub, data, capsys):
+    next(make for make in MAKERS if make.__name__ == "gsm8k")(data)
+    stub.page = page
+    assert (evaluate("gsm8k") if command == "eval" else main(["chat", "--url", stub.url])) == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_eval_cannot_use(evaluate, stub, data, tmp_path, capsys):
+    """One sentence each."""
+    next(make for make in MAKERS if make.__name__ == "gsm8k")(data)
+    file = tmp_path / "file"
+    file.write_text("{}")
+    out = tmp_path / "broken"
+    out.mkdir()
+    (out / "gsm8k.answers.jsonl").write_text("{}\n")
+    (out / "gsm8k.json").write_text("{}\n")
+    for arguments, said in (
+        (("--out", str(file)), "is no folder to write to"),
+        (("--out", str(out)), "gsm8k.answers.jsonl, line 1, is no answer"),
+        (("--beside", str(out)), "gsm8k.json is no result"),
+        (("--url", "http://127.0.0.1:abc"), "is no address of a server"),
+        (("--api-key", "k\xe9"), "beyond plain ASCII"),
+    ):
+        assert evaluate("gsm8k", *arguments) == 1
+        assert said in capsys.readouterr().err.splitlines()[-1], arguments
+    assert not stub.asked
+
+
 def test_a_key(evaluate, stub, data, monkeypatch, capsys):
     samples = next(make for make in MAKERS if make.__name__ == "gsm8k")(data)
     stub.replies = [(one.words, one.reply) for one in samples]
