@@ -106,6 +106,10 @@ def _served(options: Options) -> str:
         benchmark.task(options.data, run_code if benchmark.runs_code else None)
         for benchmark in named
     ]
+    for benchmark, task in zip(named, tasks, strict=True):
+        if benchmark.name in others:
+            asked = run.questions(task, benchmark.draws, options.limit)
+            table.check_paired(benchmark, asked, others[benchmark.name])
     endpoint = Endpoint(Settings(
         options.url, options.model, options.concurrency, options.seed, options.max_tokens,
         options.key,
@@ -124,9 +128,9 @@ def _served(options: Options) -> str:
             answers.close()
         found.save(options.out)
         rows.append((benchmark, found))
-    asked = f"{endpoint.checkpoint} at {options.url}, asked by {_versions(rows[0][1].about)}."
+    source = f"{endpoint.checkpoint} at {options.url}, asked by {_versions(rows[0][1].about)}."
     return (
-        f"{table.card(rows, others)}\n\n{asked}\n"
+        f"{table.card(rows, others)}\n\n{source}\n"
         "95 % intervals, of our sampling alone: the card gives none for its numbers.\n"
     )
 

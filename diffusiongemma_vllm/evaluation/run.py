@@ -22,14 +22,19 @@ def places(count: int, limit: int | None) -> list[int]:
     return [i * count // limit for i in range(limit)]
 
 
+def questions(task: Any, draws: int, limit: int | None) -> list[int]:
+    """Those of a task of lm-eval, ``draws`` rows of which belong to each, that are asked."""
+    return places(len(task.eval_docs) // draws, limit)
+
+
 def run(task: Any, model: Any, draws: int, limit: int | None, about: dict[str, Any]) -> Result:
     """Ask and score a task of lm-eval, ``draws`` rows of which belong to each question.
 
     model: lm-eval's LM; where it counts them, its ``cut`` and ``tokens`` are reported.
     """
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    questions = places(len(task.eval_docs) // draws, limit)
-    rows = [question * draws + draw for question in questions for draw in range(draws)]
+    asked = questions(task, draws, limit)
+    rows = [question * draws + draw for question in asked for draw in range(draws)]
     name = task.config.task
     samples = evaluate(
         lm=model, task_dict={"tasks": {name: task}}, samples={name: rows}, bootstrap_iters=0
@@ -40,9 +45,9 @@ def run(task: Any, model: Any, draws: int, limit: int | None, about: dict[str, A
         question = sample["doc_id"] // draws
         right[question] += sample["right"]
         of[question] += sample["of"]
-    assert sorted(right) == questions, "lm-eval scored other questions than it was to"
+    assert sorted(right) == asked, "lm-eval scored other questions than it was to"
     return Result(
-        name, questions, [right[q] for q in questions], [of[q] for q in questions],
+        name, asked, [right[q] for q in asked], [of[q] for q in asked],
         getattr(model, "cut", 0), getattr(model, "tokens", 0),
         about | {
             "draws": draws, "python": platform.python_version(),

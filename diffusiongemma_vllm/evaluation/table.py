@@ -80,11 +80,16 @@ def beside(
     return Table(tuple(head), tuple(rows))
 
 
-def _paired(ours: Result, theirs: Result) -> Interval:
-    if ours.questions != theirs.questions:
+def check_paired(benchmark: Benchmark, asked: list[int], other: Result) -> None:
+    """Raises ValueError where another run has not asked those questions."""
+    if asked != other.questions:
         raise ValueError(
-            f"{ours.benchmark}: the other run asked other questions; give both the same --limit"
+            f"{benchmark.name}: the other run asked {len(other.questions)} question(s), not these "
+            f"{len(asked)}; give both the same --limit"
         )
+
+
+def _paired(ours: Result, theirs: Result) -> Interval:
     return interval.difference(ours.points, theirs.points)
 
 

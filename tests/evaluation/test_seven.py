@@ -66,7 +66,9 @@ def test_an_interrupted_run_goes_on(evaluate, stub, data, capsys):
     assert stub.asked[2]["seed"] == stub.asked[3]["seed"]
 
 
-def test_a_limit_spreads_and_another_run_stands_beside(evaluate, stub, data, tmp_path):
+def test_a_limit_spreads_and_another_run_stands_beside(
+    evaluate, stub, data, tmp_path, capsys
+):
     samples = next(make for make in MAKERS if make.__name__ == "mmmlu")(data)
     stub.replies = [(one.words, one.reply) for one in samples]
     assert evaluate("mmmlu", "--limit", "2", "--max-tokens", "100") == 0
@@ -75,6 +77,11 @@ def test_a_limit_spreads_and_another_run_stands_beside(evaluate, stub, data, tmp
     other = tmp_path / "other"
     (tmp_path / "out").rename(other)
     stub.replies = [("H", "Answer: A"), *stub.replies]
+    before = len(stub.asked)
+    for arguments in ((), ("--limit", "1")):
+        assert evaluate("mmmlu", "--beside", str(other), *arguments) == 1
+        assert "the other run asked 2 question(s)" in capsys.readouterr().err
+        assert len(stub.asked) == before
     assert evaluate("mmmlu", "--limit", "2", "--beside", str(other)) == 0
     assert "| +0.0 (" in (tmp_path / "out/table.md").read_text().splitlines()[2]
 
