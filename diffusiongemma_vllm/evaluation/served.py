@@ -67,7 +67,7 @@ class Endpoint:
         """Message, finish reason and output tokens of one chat completion.
 
         Raises:
-            NoAnswer: for a reply without one.
+            NoAnswer: for a reply without one, or with a part of one.
             OpenAIError: as the client does.
         """
         fields = {name: request[name] for name in _API if name in request}
@@ -80,6 +80,8 @@ class Endpoint:
         if not choices or choices[0].message is None:
             raise NoAnswer("the reply holds no message: no choices in it")
         choice = choices[0]
+        if choice.finish_reason == "abort":  # the server was stopped in the middle
+            raise NoAnswer("the server broke the answer off")
         tokens = reply.usage.completion_tokens if reply.usage else 0
         return choice.message.model_dump(), choice.finish_reason, tokens
 

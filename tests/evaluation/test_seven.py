@@ -108,6 +108,16 @@ def test_a_reply_that_breaks_the_scorer_is_wrong(
     assert caplog.text.count("counts as wrong") == 1 and "what is this" in caplog.text
 
 
+def test_an_answer_broken_off_is_not_kept(evaluate, stub, data, tmp_path, capsys):
+    samples = next(make for make in MAKERS if make.__name__ == "gsm8k")(data)
+    said = {"role": "assistant", "content": "4"}
+    choice = {"index": 0, "finish_reason": "abort", "message": said}
+    stub.replies = [(one.words, {"choices": [choice]}) for one in samples]
+    assert evaluate("gsm8k") == 1
+    assert "broke the answer off" in capsys.readouterr().err
+    assert not (tmp_path / "out/gsm8k.answers.jsonl").read_text()
+
+
 def test_a_scorer_that_cannot_run_is_no_wrong_answer(evaluate, stub, data, monkeypatch, capsys):
     def broken(doc, reply):
         raise OSError("no space left")
