@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return args.run(args)
-    except (ValueError, NotStarted) as error:
+    except (OSError, ValueError, NotStarted) as error:
         print(f"diffusiongemma-vllm {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
