@@ -36,7 +36,7 @@ def engine(model, *, async_scheduling: bool = False, **options):
     torch.set_num_threads(1)  # torch may have been imported before OMP_NUM_THREADS was set
     settings = dict(
         model=str(model), skip_tokenizer_init=True, max_model_len=1024, dtype="float32",
-        max_num_seqs=4, disable_log_stats=True, kv_cache_memory_bytes=256 << 20,
+        max_num_seqs=4, disable_log_stats=True, kv_cache_memory_bytes=64 << 20,
     )
     original = CpuPlatform.check_and_update_config
     if async_scheduling:  # the CPU platform turns it off, and it runs all the same
