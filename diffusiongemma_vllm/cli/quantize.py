@@ -72,10 +72,10 @@ def _amax(found: source.Source, options: Options) -> dict[str, float]:
     asked: dict[str, Any] = {
         "source": str(found.folder.resolve()), "calibration": options.calibration,
         "samples": options.samples, "recipe": calibration.RECIPE,
-        "read": [_version(found.folder / name) for name in sorted(found.files)],
+        "read": [source.version(found.folder / name) for name in sorted(found.files)],
     }
     if Path(options.calibration).is_file():
-        asked["read"].append(_version(Path(options.calibration)))
+        asked["read"].append(source.version(Path(options.calibration)))
     if path.is_file():
         kept = checkpoint.read_json(path)
         if {name: kept.get(name) for name in asked} == asked:
@@ -86,12 +86,6 @@ def _amax(found: source.Source, options: Options) -> dict[str, float]:
     with source.writing(options.dst):
         source.to_json(path, asked | {"input_amax": amax})
     return amax
-
-
-def _version(path: Path) -> list[int]:
-    """Another one where the file has changed."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _size(folder: Path) -> int:

@@ -122,12 +122,12 @@ def _whole(owner: Any, leaf: str, place: Tensor) -> Iterable[tuple[Shard, tuple[
         sizes = {"q": owner.total_num_heads * owner.head_size, "k": keys, "v": keys}
     elif isinstance(owner, MergedColumnParallelLinear):
         sizes = dict(enumerate(owner.output_sizes))
-    if sizes and isinstance(place, PerTensorScaleParameter):
-        return [(s, (1,)) for s in sizes]
-    along: int | None = getattr(place, "output_dim", None)
-    if sizes and along is None:  # every shard says the same, the order of columns for example
-        return [(s, held) for s in sizes]
-    if sizes and along is not None:
+    if sizes:
+        if isinstance(place, PerTensorScaleParameter):
+            return [(s, (1,)) for s in sizes]
+        along: int | None = getattr(place, "output_dim", None)
+        if along is None:  # every shard says the same, the order of columns for example
+            return [(s, held) for s in sizes]
         rows = owner.output_size_per_partition  # an entry may stand for several
         before, part, behind = held[:along], held[along], held[along + 1 :]
         return [(s, (*before, part * size // rows, *behind)) for s, size in sizes.items()]

@@ -19,6 +19,7 @@ from diffusiongemma_vllm.parsers.branches import (
     resolve,
     values,
 )
+from diffusiongemma_vllm.parsers.endless import endless
 
 NUMBER = '"-"? ("0" | [1-9] [0-9]{0,14}) ("." [0-9]{1,15})?'
 INTEGER = '"-"? ("0" | [1-9] [0-9]{0,14})'
@@ -68,9 +69,9 @@ class CallGrammar:
         if not found:
             raise GrammarError("they have to describe an object")
         rule = self._rule(" | ".join(self._object(branch) for branch in found))
-        endless = _endless(self._rules) if self._references else set()
+        never = endless(_ways(self._rules)) if self._references else set()
         for pointer, name in self._references.items():
-            if name in endless:
+            if name in never:
                 raise GrammarError(
                     f"$ref {pointer!r} leads to itself without end: make it optional, or give it "
                     "another alternative"
@@ -219,18 +220,12 @@ def _limit(schema: Mapping[str, Any], name: str) -> int | None:
     raise GrammarError(f"{name} is to be a whole number from 0 on, got {limit!r}")
 
 
-def _endless(rules: Mapping[str, str]) -> set[str]:
-    """The rules that no text of finite length can meet."""
-    needs = {}
+def _ways(rules: Mapping[str, str]) -> dict[str, list[list[str]]]:
+    """The rules that each alternative of a rule cannot do without."""
+    ways = {}
     for name, body in rules.items():
         body = _OPTIONAL_RE.sub("", _PLAIN_RE.sub("", body))
-        needs[name] = [
-            {n for n in _NAME_RE.findall(part) if n in rules} for part in body.split("|")
+        ways[name] = [
+            [n for n in _NAME_RE.findall(part) if n in rules] for part in body.split("|")
         ]
-    endless, before = set(needs), len(needs) + 1
-    while len(endless) < before:
-        before = len(endless)
-        for name in [name for name in needs if name in endless]:
-            if any(endless.isdisjoint(part) for part in needs[name]):
-                endless.discard(name)
-    return endless
+    return ways

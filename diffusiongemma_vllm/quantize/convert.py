@@ -17,7 +17,7 @@ from tqdm import tqdm
 from diffusiongemma_vllm import checkpoint
 from diffusiongemma_vllm.quantize.description import hf_quant_config, quantization_config
 from diffusiongemma_vllm.quantize.experts import InputScales, rounded
-from diffusiongemma_vllm.quantize.source import FUSED, Source, to_json, writing
+from diffusiongemma_vllm.quantize.source import FUSED, Source, to_json, version, writing
 
 MARK = "diffusiongemma_quantize"  # metadata of a finished file
 ALONE = "model.safetensors"  # the one name that transformers opens without an index
@@ -99,10 +99,9 @@ def _converted(
 
 def _key(source: Source, name: str, inputs: InputScales) -> str:
     """Names what a file of the result was made of."""
-    status = (source.folder / name).stat()
     amax = inputs.amax or {}
     used = {tensor: amax.get(tensor) for tensor in source.files[name] if FUSED.fullmatch(tensor)}
-    said = [name, status.st_size, status.st_mtime_ns, hf_quant_config(calibrated=True), used]
+    said = [name, *version(source.folder / name), hf_quant_config(calibrated=True), used]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 

@@ -36,6 +36,12 @@ class Source:
         return text
 
 
+def version(path: Path) -> list[int]:
+    """Another one where the file has changed."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
 def find(name: str) -> Path:
     """The folder of a checkpoint: a local one, or one downloaded from the Hugging Face hub.
 

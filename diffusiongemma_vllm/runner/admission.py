@@ -158,17 +158,18 @@ def validate_structured(params: Any, config: Any, validate: Callable[[Any], None
     asked = params.structured_outputs
     check_size(asked)
     schema = asked.json is not None or asked.json_object is not None
-    few = asked.regex or (asked.choice and len(asked.choice) <= MOST_CHOICES)
-    if config is not None and config.backend == "guidance" and asked.structural_tag is not None:
+    many = len(asked.choice or ()) > MOST_CHOICES
+    named = None if config is None else config.backend
+    if named == "guidance" and many:
+        raise VLLMValidationError(
+            f"structured outputs: guidance reads {MOST_CHOICES} choices at most, got "
+            f"{len(asked.choice)}; ask for fewer, or serve with --structured-outputs-config "
+            "'{\"backend\": \"auto\"}'",
+            parameter="structured_outputs",
+        )
+    if named == "guidance" and asked.structural_tag is not None:
         validate(replace(config, backend="xgrammar"))
-    elif config is None or config.backend != "auto" or not (schema or few):
-        if config is not None and config.backend == "guidance" and asked.choice and not few:
-            raise VLLMValidationError(
-                f"structured outputs: guidance reads {MOST_CHOICES} choices at most, got "
-                f"{len(asked.choice)}; ask for fewer, or serve with --structured-outputs-config "
-                "'{\"backend\": \"auto\"}'",
-                parameter="structured_outputs",
-            )
+    elif named != "auto" or many or not (schema or asked.regex or asked.choice):
         validate(config)
     else:
         try:

@@ -97,30 +97,22 @@ def answer_chats() -> None:
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
     def make_full(original: Any) -> Any:
-        async def chat_completion_full_generator(
-            self: Any, request: Any, result_generator: Any, *args: Any, **kwargs: Any
+        async def full_generator(
+            self: Any, request: Any, results: Any, *args: Any, **kwargs: Any
         ) -> Any:
+            """results: of one chat, or a list with those of each chat of a batch."""
             if not ours(self.model_config):
-                return await original(self, request, result_generator, *args, **kwargs)
+                return await original(self, request, results, *args, **kwargs)
             reports: Reports = {}
-            results = _noting(result_generator, reports)
-            return _tell(await original(self, request, results, *args, **kwargs), reports)
-
-        return chat_completion_full_generator
-
-    def make_batch(original: Any) -> Any:
-        async def chat_completion_full_generator_batch(
-            self: Any, request: Any, generators: Any, *args: Any, **kwargs: Any
-        ) -> Any:
-            if not ours(self.model_config):
-                return await original(self, request, generators, *args, **kwargs)
-            reports: Reports = {}
-            noted = [_noting(results, reports, first=i) for i, results in enumerate(generators)]
+            if isinstance(results, list):
+                noted: Any = [_noting(some, reports, first=i) for i, some in enumerate(results)]
+            else:
+                noted = _noting(results, reports)
             return _tell(await original(self, request, noted, *args, **kwargs), reports)
 
-        return chat_completion_full_generator_batch
+        return full_generator
 
-    patch(OpenAIServingChatBatch, "chat_completion_full_generator_batch", make_batch)
+    patch(OpenAIServingChatBatch, "chat_completion_full_generator_batch", make_full)
     patch(OpenAIServingChat, "chat_completion_full_generator", make_full)
     patch(OpenAIServingChat, "chat_completion_stream_generator", _make_stream)
 

@@ -7,13 +7,13 @@ in it would take for ever.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
 from vllm.logger import init_logger
 from vllm.v1.structured_output.utils import choice_as_grammar, grammar_is_likely_lark
 
+from diffusiongemma_vllm.parsers.endless import endless
 from diffusiongemma_vllm.runner.back_ends import ascii_classes
 
 logger = init_logger("vllm.diffusiongemma")
@@ -27,14 +27,14 @@ LAST_CHARACTER = 0x10FFFF
 def found(asked: Any) -> str | None:
     """What is wrong with vLLM's ``StructuredOutputsParams``, whose back end is chosen; or None."""
     if asked._backend == "xgrammar":
-        rule = endless(_grammar(asked))
+        rule = first_endless(_grammar(asked))
         return rule and f"no text ends the grammar's rule {rule}: it could begin and go on for ever"
     if asked.regex is not None and not satisfiable(asked.regex):
         return "no text matches the regex"
     return None
 
 
-def endless(grammar: Any) -> str | None:
+def first_endless(grammar: Any) -> str | None:
     """The first rule of an ``xgrammar.Grammar`` that no text ends; None where all can end."""
     read: dict[str, Any] = json.loads(grammar.serialize_json())
     if read["__VERSION__"] != VERSION:
@@ -43,57 +43,20 @@ def endless(grammar: Any) -> str | None:
         return None
     starts, numbers = read["grammar_expr_indptr"], read["grammar_expr_data"]
     bodies = [rule[1] for rule in read["rules"]]
-    ending: set[int] = set()
 
-    def ends(place: int) -> bool:
-        kind, size = numbers[starts[place] : starts[place] + 2]
-        parts = numbers[starts[place] + 2 : starts[place] + 2 + size]
-        known: dict[int, Callable[[], bool]] = {
-            CLASS: lambda: _holds_any(bool(parts[0]), parts[1:]),
-            RULE: lambda: parts[0] in ending,
-            SEQUENCE: lambda: all(map(ends, parts)),
-            CHOICES: lambda: any(map(ends, parts)),
-            REPEAT: lambda: parts[1] == 0 or parts[0] in ending,
-        }
-        return known[kind]() if kind in known else True
+    def ways(start: int) -> list[list[int]]:
+        kind, size = numbers[start : start + 2]
+        parts = numbers[start + 2 : start + 2 + size]
+        if kind == CLASS:
+            return [[]] if _holds_any(bool(parts[0]), parts[1:]) else []
+        if kind == RULE or (kind == REPEAT and parts[1] > 0):
+            return [[bodies[parts[0]]]]
+        if kind == CHOICES:
+            return [[part] for part in parts]
+        return [parts if kind == SEQUENCE else []]
 
-    def named(place: int) -> Iterator[int]:
-        kind, size = numbers[starts[place] : starts[place] + 2]
-        parts = numbers[starts[place] + 2 : starts[place] + 2 + size]
-        if kind in (RULE, REPEAT):
-            yield parts[0]
-        elif kind in (SEQUENCE, CHOICES):
-            for part in parts:
-                yield from named(part)
-
-    left = _behind_what_they_name([[*named(body)] for body in bodies])
-    while True:
-        before = len(ending)
-        for rule in left:
-            if ends(bodies[rule]):
-                ending.add(rule)
-        left = [rule for rule in left if rule not in ending]
-        if not left or len(ending) == before:
-            break
-    return next((rule[0] for i, rule in enumerate(read["rules"]) if i not in ending), None)
-
-
-def _behind_what_they_name(names: list[list[int]]) -> list[int]:
-    """Numbers of rules, each behind those that it names, but where they go round."""
-    order: list[int] = []
-    seen: set[int] = set()
-    for first in range(len(names)):
-        path = [(first, iter(names[first]))] if first not in seen else []
-        seen.add(first)
-        while path:
-            rule, rest = path[-1]
-            after = next((name for name in rest if name not in seen), None)
-            if after is None:
-                order.append(path.pop()[0])
-            else:
-                seen.add(after)
-                path.append((after, iter(names[after])))
-    return order
+    never = endless({place: ways(start) for place, start in enumerate(starts)})
+    return next((rule[0] for rule in read["rules"] if rule[1] in never), None)
 
 
 def _holds_any(negated: bool, bounds: list[int]) -> bool:

@@ -1,6 +1,6 @@
 """Drafts over HTTP: chunks without text between those with text, on the same stream.
 
-A draft is the field ``diffusiheard_by`` of a choice, never of its ``delta``, whose fields clients
+A draft is the field ``diffusion_draft`` of a choice, never of its ``delta``, whose fields clients
 add up.
 """
 

@@ -7,6 +7,7 @@ looks at it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -28,12 +29,12 @@ def install() -> None:
     from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 
     read_first(OpenAIServingChat, "create_chat_completion", chat)
-    read_first(ServingTokens, "serve_tokens", plain)
-    read_first(ServingGenerativeScoring, "create_generative_scoring", plain)
-    look_at_adapters()
     read_first(OpenAIServingChatBatch, "create_batch_chat_completion", chats)
     read_first(OpenAIServingCompletion, "create_completion", completion)
     read_first(OpenAIServingResponses, "create_responses", response)
+    read_first(ServingTokens, "serve_tokens", plain)
+    read_first(ServingGenerativeScoring, "create_generative_scoring", plain)
+    look_at_adapters()
 
 
 def read_first(owner: Any, name: str, read: Callable[[Any, Any], Any]) -> None:
@@ -72,13 +73,10 @@ def look_at_adapters() -> None:
                 return found
             asked = LoRARequest(request.lora_name, 1, request.lora_path)
             try:
-                adapters.check(asked, config.lora_config, config.model_config.hf_text_config)
+                with suppress(OSError):  # one that is not there is the engine's 404
+                    adapters.check(asked, config.lora_config, config.model_config.hf_text_config)
             except ValueError as error:
-                return create_error_response(
-                    VLLMValidationError(str(error), parameter="lora_path")
-                )
-            except OSError:
-                return None  # the engine's 404
+                return create_error_response(VLLMValidationError(str(error), parameter="lora_path"))
             return None
 
         return _check_load_lora_adapter_request

@@ -64,7 +64,7 @@ def test_rules_that_lead_on_and_on_are_followed_quickly():
     chain = [f'r{i} ::= "a" r{i + 1}' for i in range(3000)] + ['r3000 ::= "z"']
     for rules in (chain, chain[::-1]):
         grammar = xgrammar.Grammar.from_ebnf("\n".join(["root ::= r0", *rules]))
-        assert dead_ends.endless(grammar) is None
+        assert dead_ends.first_endless(grammar) is None
 
 
 @pytest.mark.parametrize(("regex", "right"), [
@@ -82,4 +82,4 @@ def test_the_version_of_this_xgrammar_is_known(monkeypatch):
     grammar = xgrammar.Grammar.from_ebnf(ON)
     assert json.loads(grammar.serialize_json())["__VERSION__"] == dead_ends.VERSION
     monkeypatch.setattr(dead_ends, "VERSION", "v17")
-    assert dead_ends.endless(grammar) is None
+    assert dead_ends.first_endless(grammar) is None
