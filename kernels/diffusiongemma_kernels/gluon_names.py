@@ -7,6 +7,7 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 load_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+thread_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 NAMED = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 
 

@@ -224,21 +224,19 @@ def experts(capability: int, fn, config: moe_config.Config, nvfp4: bool):
     return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)
 
 
-def gluon_experts(plan: hopper.Plan, up: bool):
-    """`gate_up` or `down` for hidden 2816 and width 704 on Hopper."""
-    blocks, stages = plan.ring(2816 if up else 704)
-    pointers = dict.fromkeys(("rows_ptr", "tiles_ptr", "total_ptr"), "i32")
-    pointers["tickets_ptr"] = "i32"
-    pointers |= {"x_ptr": "bf16", "global_ptr": "fp32", "weight_ptr": "fp32", "out_ptr": "bf16"}
-    stages_of = (("i16", 8, _hopper.CODES_STAGE), ("u8", 2, _hopper.SCALES_STAGE))
-    codes, scales = (
-        f"tensordesc<{kind}[1, 1, {units * blocks}, 256],{layout.value!r}>"
-        for kind, units, layout in stages_of
-    )
-    scalars = divisible("columns", "stride_x", "stride_out") | {"blocks": "i32", "TILES": "i32"}
-    scalars |= {"codes_desc": codes, "scales_desc": scales}
-    constants = hopper.constants(plan, 8 if up else 0, 2816 if up else 704)
+def gluon_experts(plan: hopper.Plan):
+    """Both products for hidden 2816 and width 704 on Hopper."""
+    pointers = dict.fromkeys(("rows_ptr", "tiles_ptr", "total_ptr", "progress_ptr"), "i32")
+    pointers |= dict.fromkeys(("x_ptr", "h_ptr", "out_ptr"), "bf16")
+    pointers |= dict.fromkeys(("up_global_ptr", "down_global_ptr", "weight_ptr"), "fp32")
+    scalars = divisible("up_columns", "down_columns", "stride_x", "stride_h", "H")
+    scalars |= dict.fromkeys(("up_blocks", "down_blocks", "TILES"), "i32")
+    stages = (("codes", "i16", 16, _hopper.CODES_STAGE), ("scales", "u8", 4, _hopper.SCALES_STAGE))
+    for name, kind, units, layout in stages:
+        piece = f"tensordesc<{kind}[1, 1, {units}, 256],{layout.value!r}>"
+        scalars |= {f"up_{name}": piece, f"down_{name}": piece}
     launch = {"num_warps": 4, "maxnreg": plan.registers.launch}
+    constants = hopper.constants(plan, 8)
     return compiling.compile_for(
         _hopper.experts, pointers, scalars, constants, capability=90, **launch
     )
@@ -400,9 +398,7 @@ def main(capability: int) -> None:
         report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane, tile))
     if capability == 90:
         for plan in (hopper.TABLE[0].plan, hopper.TABLE[-1].plan):
-            for up in (True, False):
-                case = f"{'gate_up' if up else 'down'} nvfp4 {plan.tile}"
-                report("moe_hopper", case, gluon_experts(plan, up))
+            report("moe_hopper", f"nvfp4 {plan.tile}", gluon_experts(plan))
     report("moe_add", "bf16", add_slots(capability))
     for nvfp4 in (False,) if capability == 90 else (True, False):
         for config in moe_config.shipped(nvfp4, divmod(capability, 10)):

@@ -87,8 +87,7 @@ def moe_hopper(
         return y
     plan = plan or hopper.choose(T * K / E)
     ordered = moe_sort(x, topk_ids, experts=E, block=plan.tile, lane=2, fullest_first=True)
-    h = hopper.launch_gate_up(ordered, gate_up, K, plan)
-    slots = hopper.launch_down(ordered, h, topk_weights, down, plan)
+    slots = hopper.launch(ordered, topk_weights, gate_up, down, plan)
     routed.add_slots(slots, topk_ids, y, E)
     return y
 

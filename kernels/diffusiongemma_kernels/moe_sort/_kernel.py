@@ -56,8 +56,8 @@ def list_tiles(
             store_tiles(ptrs, TILES, expert, start + i * TILE, size, tiles > i)
         total = tl.sum(tiles)
     tl.store(total_ptr, total)
-    for ticket in tl.static_range(2):
-        tl.store(total_ptr + 1 + ticket, 0)
+    for begin in range(0, 1 + TILES, BLOCK_E):
+        tl.store(total_ptr + 1 + begin + expert, 0, mask=begin + expert < 1 + TILES)
     for begin in range(total, TILES, BLOCK_E):
         ptrs = tiles_ptr + begin + expert
         store_tiles(ptrs, TILES, 0, 0, 0, begin + expert < TILES)
@@ -115,7 +115,7 @@ def sort(
     ids_ptr,  # [T * K] i32, numbers outside 0 .. E - 1 belong to nobody
     rows_ptr,  # [T * K] i32
     tiles_ptr,  # [3, TILES] i32
-    total_ptr,  # [3] i32
+    total_ptr,  # [2 + TILES] i32: how many tiles, then zeros
     stored_ptr,  # [T, stride_s]
     T,
     TILES,

@@ -36,7 +36,7 @@ def moe_sort(
     TILES = max_tiles(n, experts, block)
     rows = torch.empty(n, dtype=torch.int32, device=device)
     tiles = torch.empty((3, TILES), dtype=torch.int32, device=device)
-    total = torch.empty(3, dtype=torch.int32, device=device)
+    total = torch.empty(2 + TILES, dtype=torch.int32, device=device)
     stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if lane else x
     if n:
         block_ids = min(8192, max(2048, triton.next_power_of_2(n)))

@@ -48,6 +48,6 @@ def moe_sort(
         torch.tensor(rows, dtype=torch.int32, device=x.device),
         table.to(x.device),
         torch.tensor([len(tiles)], dtype=torch.int32, device=x.device),
-        torch.zeros(2, dtype=torch.int32, device=x.device),
+        torch.zeros(1 + table.shape[1], dtype=torch.int32, device=x.device),
         store_columns(x, lane) if lane else x,
     )

@@ -9,5 +9,5 @@ class Sorted(NamedTuple):
     rows: Tensor  # [T * K] i32, token * K + slot; an expert's rows keep their order
     tiles: Tensor  # [3, tiles] i32: expert, first place in rows, number of rows; then zeros
     total: Tensor  # [1] i32: how many tiles there are, unwritten where T * K is 0
-    tickets: Tensor  # [2] i32, zeros: how many were drawn, for a launch each
+    progress: Tensor  # [1 + tiles] i32, zeros: for programs that draw tiles, and tell what is done
     x: Tensor  # [T, H] as given, or [T, H rounded up to 64] with columns in STORED order
