@@ -64,19 +64,23 @@ def list_tiles(
 
 
 @triton.jit
-def place_rows(expert, block, ids_ptr, rows_ptr, n, E: tl.constexpr, BLOCK: tl.constexpr):
-    """One expert's rows of one block of ids.  Every program reads all ids: no program waits."""
+def place_expert(expert, ids_ptr, rows_ptr, n, E: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows of one expert.  Every program reads all ids: no program waits."""
     lane = tl.arange(0, BLOCK)
     before, equal = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
     for begin in range(0, n, BLOCK):
         ids = tl.load(ids_ptr + begin + lane, mask=begin + lane < n, other=E)
         before += ((ids >= 0) & (ids < expert)).to(tl.int32)
-        if begin < block * BLOCK:
-            equal += (ids == expert).to(tl.int32)
-    start = tl.sum(before) + tl.sum(equal)
-    place = block * BLOCK + lane
-    mine = (tl.load(ids_ptr + place, mask=place < n, other=E) == expert).to(tl.int32)
-    tl.store(rows_ptr + start + tl.cumsum(mine, 0) - 1, place, mask=mine > 0)
+        equal += (ids == expert).to(tl.int32)
+    start, count = tl.sum(before), tl.sum(equal)
+    if count == 0:
+        return
+    for begin in range(0, n, BLOCK):
+        ids = tl.load(ids_ptr + begin + lane, mask=begin + lane < n, other=E)
+        mine = (ids == expert).to(tl.int32)
+        place = start + tl.cumsum(mine, 0) - 1
+        tl.store(rows_ptr + place, begin + lane, mask=mine > 0)
+        start += tl.sum(mine)
 
 
 @triton.jit
@@ -129,13 +133,12 @@ def sort(
     LANE: tl.constexpr,
 ):
     program = tl.program_id(0)
-    blocks = tl.cdiv(T * K, BLOCK)
     if program == 0:
         list_tiles(
             ids_ptr, tiles_ptr, total_ptr, T * K, TILES, E, TILE, FULLEST_FIRST, BLOCK, BLOCK_E
         )  # fmt: skip
-    elif program <= E * blocks:
-        place_rows((program - 1) % E, (program - 1) // E, ids_ptr, rows_ptr, T * K, E, BLOCK)
+    elif program <= E:
+        place_expert(program - 1, ids_ptr, rows_ptr, T * K, E, BLOCK)
     elif LANE > 0:
-        block = program - 1 - E * blocks
+        block = program - 1 - E
         store_rows(block, x_ptr, stored_ptr, T, H, stride_x, stride_s, BLOCK_T, BLOCK_H, LANE)

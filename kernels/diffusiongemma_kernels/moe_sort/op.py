@@ -9,7 +9,6 @@ from diffusiongemma_kernels.moe_sort.reference import max_tiles
 from diffusiongemma_kernels.moe_sort.types import Sorted
 
 ROWS = 2  # of activations a program
-IDS = 8192  # a program, at most
 
 
 def moe_sort(
@@ -40,9 +39,8 @@ def moe_sort(
     total = torch.empty(2 + TILES, dtype=torch.int32, device=device)
     stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if lane else x
     if n:
-        block_ids = min(IDS, max(2048, triton.next_power_of_2(n)))
-        placing = experts * -(-n // block_ids)
-        _kernel.sort[(1 + placing + (-(-T // ROWS) if lane else 0),)](
+        block_ids = min(8192, max(2048, triton.next_power_of_2(n)))
+        _kernel.sort[(1 + experts + (-(-T // ROWS) if lane else 0),)](
             x,
             topk_ids,
             rows,
