@@ -14,8 +14,6 @@ from diffusiongemma_kernels.moe_gemm.testing import (
     random_nvfp4,
     worst_row,
 )
-from diffusiongemma_kernels.moe_sort.op import moe_sort
-from diffusiongemma_kernels.moe_sort.reference import store_columns
 
 PLANS = [row.plan for row in hopper.TABLE]
 CASES = [
@@ -78,14 +76,28 @@ def test_experts_of_other_ranks_add_nothing(hopper_gpu: torch.device) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.tile)
 def test_every_code_and_scale(plan: hopper.Plan, hopper_gpu: torch.device) -> None:
-    """Identity activations read the decoded weights back, bit for bit."""
+    """Identity activations read the decoded weights back, bit for bit, as gelu(8) is 8."""
     E, H, F = 1, 256, 128
     codes, scales, _ = random_nvfp4(E, H, F, scales=(1, 0x7F), device=hopper_gpu)
     one = torch.ones(1, device=hopper_gpu)
     down = pack.pack(codes, scales, one, gate_up=False)
+    numbers = torch.zeros(1, 2 * F, H, dtype=torch.uint8, device=hopper_gpu)
+    numbers[0, :F] = 6  # 4.0, times 2
+    numbers[0, F:, :F] = 2 * torch.eye(F)  # 1.0
+    twos = torch.ones(1, 2 * F, H // 16, device=hopper_gpu)
+    twos[0, :F] = 2
+    pairs = numbers[..., ::2] | numbers[..., 1::2] << 4
+    gate_up = pack.pack(pairs, twos.to(torch.float8_e4m3fn), one, gate_up=True)
+    x = torch.eye(F, H, device=hopper_gpu, dtype=torch.bfloat16)
     ids = torch.zeros(F, 1, dtype=torch.int32, device=hopper_gpu)
-    x = torch.zeros(F, F, device=hopper_gpu, dtype=torch.bfloat16)
-    ordered = moe_sort(x, ids, experts=1, block=plan.tile, lane=0, fullest_first=True)
-    h = store_columns(torch.eye(F, device=hopper_gpu, dtype=torch.bfloat16), 2)
-    got = hopper.launch_down(ordered, h, one.expand(F, 1).contiguous(), down, plan)
+    got = op.moe_hopper(x, ids, one.expand(F, 1) / 8, gate_up, down, plan=plan)
     assert torch.equal(got.float(), dequantize(NVFP4(codes, scales, one))[0].T)
+
+
+@pytest.mark.gpu
+def test_nobody_waits_for_a_program_that_does_not_run(hopper_gpu: torch.device) -> None:
+    """More programs than fit beside each other: rows of h come from those that draw items."""
+    routed, gate_up, down = make_bf16(Case(300, "", zipf=1.0))
+    weights, plan = packed(gate_up, down), hopper.TABLE[0].plan
+    got = op.moe_hopper(*routed, *weights, plan=plan._replace(programs=8))
+    assert torch.equal(got, op.moe_hopper(*routed, *weights, plan=plan))
