@@ -42,7 +42,7 @@ Y_STORE = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
 @gluon.jit
 def load_scales(scales):
     """A lane's scales of 64 columns, bf16 times 2^118, as the words of `decode`.  [4, 32, 8] i16"""
-    four = scales.load(SCALES)  # first half and row, first half and row + 8, second half ...
+    four = scales.load(SCALES)  # bytes: rows g and g + 8 of a warp's first 16, then of its others
     row = ((four << 4) & 0x0FF00FF0) | 0x70007000
     row8 = ((four >> 4) & 0x0FF00FF0) | 0x70007000
     s = gl.join(row, row8)
