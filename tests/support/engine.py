@@ -13,7 +13,6 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "DIFFUSIONGEMMA_VLLM_INTERPRETER": "1",  # before vLLM looks for Triton
     "VLLM_USE_V2_MODEL_RUNNER": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "HF_HUB_OFFLINE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     # Threads that spin while they wait, pinned, make engines beside each other 20 times slower.
