@@ -28,6 +28,7 @@ logger = init_logger("vllm.diffusiongemma")
 DEFAULT_REQUESTS = 32
 LAUNCHES_SHOW = 16  # canvases of a step that takes the GPU no longer than the host without a graph
 PROMPT_TOKENS = 2048  # of a step's token budget, beside a canvas for every request
+CPU_PAGES = 2 << 30  # bytes of KV cache on a CPU; vLLM's default is nearly all of the memory
 READS_FP8 = 89  # compute capability, times ten
 SCHEDULER = "diffusiongemma_vllm.runner.async_scheduler.scheduler"
 
@@ -63,6 +64,7 @@ class DiffusionGemmaConfig:
         server_rules(vllm_config)  # the sampler's settings, before the weights are loaded
         _attention(vllm_config)
         _cache(vllm_config, asked)
+        _pages(vllm_config.cache_config, asked)
         _budget(vllm_config, asked, canvas)
         _graphs(vllm_config, asked, canvas)
         _adapters(vllm_config)
@@ -166,6 +168,17 @@ def _cache(vllm_config: Any, asked: dict[str, Any]) -> None:
         )
     cache.cache_dtype = own
     logger.info("The KV cache is in %s: this GPU cannot read the checkpoint's FP8.", own)
+
+
+def _pages(cache: Any, asked: dict[str, Any]) -> None:
+    """On a CPU, whose memory others use too, vLLM would not start where 8 % of it are taken."""
+    chosen = {"gpu_memory_utilization", "kv_cache_memory_bytes"} & asked.keys()
+    if current_platform.is_cpu() and not chosen and cache.kv_cache_memory_bytes is None:
+        cache.kv_cache_memory_bytes = CPU_PAGES
+        logger.info(
+            "The KV cache takes %d GiB of this CPU's memory; --kv-cache-memory-bytes sets it.",
+            CPU_PAGES >> 30,
+        )
 
 
 def _budget(vllm_config: Any, asked: dict[str, Any], canvas: int) -> None:

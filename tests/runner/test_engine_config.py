@@ -204,6 +204,18 @@ def test_other_caches_are_refused(configure, kept):
             configure(dtype="bfloat16", kv_cache_dtype=other)
 
 
+@pytest.mark.skipif(not current_platform.is_cpu(), reason="a GPU's default is vLLM's")
+def test_the_cache_leaves_a_cpus_memory_to_others(configure, monkeypatch):
+    """vLLM's default asks for 92 % of it, and starts nothing where that is not free."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    size = "kv_cache_memory_bytes"
+    assert getattr(configure().cache_config, size) == module.CPU_PAGES
+    assert getattr(configure(**{size: 1 << 20}).cache_config, size) == 1 << 20
+    assert getattr(configure(gpu_memory_utilization=0.5).cache_config, size) is None
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert getattr(configure().cache_config, size) == 1 << 30
+
+
 # Refusals.
 
 
