@@ -75,8 +75,6 @@ RUN = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from diffusiongemma_vllm.cli.main import main
-from diffusiongemma_vllm.cli.server import _free_port
-from diffusiongemma_vllm.evaluation.threads import at_once
 sys.exit(main())
 """
 

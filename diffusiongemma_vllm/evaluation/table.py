@@ -51,7 +51,8 @@ def card(
         row.append(str(result.cut))
         if beside:
             other = beside.get(benchmark.name)
-            row.append("" if other is None else _difference(_paired(result, other)))
+            apart = other and _difference(interval.difference(result.points, other.points))
+            row.append(apart or "")
         cells.append(tuple(row))
     return Table(tuple(head), tuple(cells))
 
@@ -87,10 +88,6 @@ def check_paired(benchmark: Benchmark, asked: list[int], other: Result) -> None:
             f"{benchmark.name}: the other run asked {len(other.questions)} question(s), not these "
             f"{len(asked)}; give both the same --limit"
         )
-
-
-def _paired(ours: Result, theirs: Result) -> Interval:
-    return interval.difference(ours.points, theirs.points)
 
 
 def _count(result: Result, draws: int) -> str:

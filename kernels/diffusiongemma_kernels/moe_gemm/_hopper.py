@@ -103,7 +103,7 @@ def fetch_tokens(
     """Tokens of every stage of this program's items: gathered from x, or as they lie in h."""
     x_ptr, h_ptr, rows_ptr, stride_x, stride_h = tokens
     _, _, xa, xb, full, empty = ring
-    tiles_ptr, progress_ptr, TILES, up_blocks = work[0], work[1], work[2], work[5]
+    tiles_ptr, progress_ptr, TILES, _, _, up_blocks, _, _ = work
     COPY: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
     n = gl.arange(0, N, gl.SliceLayout(1, COPY))
     more = N + gl.arange(0, EXTRA, gl.SliceLayout(1, COPY))
@@ -147,9 +147,7 @@ def consume(
     C: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """This consumer's block of every item, at the least width that holds the item's tokens."""
-    tiles_ptr, progress_ptr, TILES, up_blocks, down_blocks = (
-        work[0], work[1], work[2], work[5], work[7],
-    )  # fmt: skip
+    tiles_ptr, progress_ptr, TILES, _, _, up_blocks, _, down_blocks = work
     it = 0
     turn = 0
     item = hear(turn, turns)

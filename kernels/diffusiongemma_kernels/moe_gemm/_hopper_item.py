@@ -111,6 +111,22 @@ def add_columns(
 
 
 @gluon.jit
+def add_stage(
+    sums, ring, it, BLOCKS: gl.constexpr,
+    WHICH: gl.constexpr, A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The products of the first BLOCKS times 64 columns of a stage, which is free behind them."""
+    full, empty = ring[4], ring[5]
+    slot = it % STAGES
+    mbarrier.wait(full.index(slot), (it // STAGES) & 1)
+    fence_async_shared()  # x came by ordinary stores
+    for j in gl.static_range(BLOCKS):
+        sums = add_columns(sums, ring, slot, j, WHICH, A, B, C)
+    mbarrier.arrive(empty.index(slot), count=1)
+    return sums
+
+
+@gluon.jit
 def multiply(
     ring, it, columns,
     WHICH: gl.constexpr, A: gl.constexpr, B: gl.constexpr, C: gl.constexpr, STAGES: gl.constexpr,
@@ -119,7 +135,6 @@ def multiply(
 
     And the next stage.
     """
-    full, empty = ring[4], ring[5]
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, A, 16])
     MMB: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, B or A, 16])
     acc0 = gl.full([64, A], 0.0, gl.float32, MMA)
@@ -128,19 +143,10 @@ def multiply(
     more1 = gl.full([64, B or A], 0.0, gl.float32, MMB)
     sums = acc0, more0, acc1, more1
     for _ in range(0, columns // 128):
-        slot = it % STAGES
-        mbarrier.wait(full.index(slot), (it // STAGES) & 1)
-        fence_async_shared()  # x came by ordinary stores
-        sums = add_columns(sums, ring, slot, 0, WHICH, A, B, C)
-        sums = add_columns(sums, ring, slot, 1, WHICH, A, B, C)
-        mbarrier.arrive(empty.index(slot), count=1)
+        sums = add_stage(sums, ring, it, 2, WHICH, A, B, C, STAGES)
         it += 1
     for _ in range(columns // 128 * 128, columns, 64):  # half of a stage is left
-        slot = it % STAGES
-        mbarrier.wait(full.index(slot), (it // STAGES) & 1)
-        fence_async_shared()
-        sums = add_columns(sums, ring, slot, 0, WHICH, A, B, C)
-        mbarrier.arrive(empty.index(slot), count=1)
+        sums = add_stage(sums, ring, it, 1, WHICH, A, B, C, STAGES)
         it += 1
     return sums, it
 
