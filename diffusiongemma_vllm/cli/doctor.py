@@ -75,6 +75,7 @@ def _device() -> list[tuple[str, str]]:
 def _kernels(capability: tuple[int, int]) -> list[tuple[str, str]]:
     """What each part of a step runs on, on a GPU."""
     from diffusiongemma_kernels.attention import hopper as attention
+    from diffusiongemma_kernels.lm_head import hopper as lm_head
     from diffusiongemma_kernels.moe_gemm import hopper as experts
     from diffusiongemma_kernels.moe_gemm_fp4.op import multiplies_fp4
 
@@ -93,6 +94,7 @@ def _kernels(capability: tuple[int, int]) -> list[tuple[str, str]]:
         ("experts in NVFP4", nvfp4),
         ("experts in BF16", TRITON),
         ("experts in other formats", "vLLM's kernels"),
+        ("lm_head", f"{GLUON} in BF16, else {TRITON}" if lm_head.runs_on(capability) else TRITON),
         ("KV write, sampler", TRITON),
     ]
 

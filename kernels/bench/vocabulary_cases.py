@@ -6,7 +6,7 @@ import torch
 from timed import Timed
 
 from diffusiongemma_kernels.lm_head import _config as lm_config
-from diffusiongemma_kernels.lm_head.op import lm_head_triton
+from diffusiongemma_kernels.lm_head.op import lm_head, lm_head_triton
 from diffusiongemma_kernels.row_probs.op import row_probs_triton
 from diffusiongemma_kernels.row_stats.op import row_stats_triton
 from diffusiongemma_kernels.soft_mix import _config as mix_config
@@ -43,7 +43,10 @@ def lm_heads(sweep: bool) -> Iterator[Timed]:
         for config in configs() if sweep else [None]:
 
             def run(args=args, config=config):
-                lm_head_triton(*args, softcap=CAP, config=config)
+                if config:
+                    lm_head_triton(*args, softcap=CAP, config=config)
+                else:
+                    lm_head(*args, softcap=CAP)
 
             name = f"{count} rows, {tuple(config)}" if config else f"{count} rows"
             facts = None if sweep else {"cuBLAS us": microseconds(product)}
@@ -84,7 +87,7 @@ def soft_mixes(sweep: bool) -> Iterator[Timed]:
     for count in (256,) if sweep else (256, 1024):
         for kind in ("flat",) if sweep else ("sure", "doubtful", "mixed", "flat"):
             heat, ints = rows_of(count)
-            reading = lm_head_triton(
+            reading = lm_head(
                 torch.zeros(count, HIDDEN, device="cuda", dtype=BF16), weight, heat, ints, ints
             )
             reading.logits.copy_(beliefs(kind, count))

@@ -6,6 +6,7 @@ import sys
 
 import machine_code
 import torch
+from triton.experimental.gluon import language as gl
 
 from diffusiongemma_kernels import compiling
 from diffusiongemma_kernels.attention import _config
@@ -17,7 +18,9 @@ from diffusiongemma_kernels.canvas_step import _config as step_config
 from diffusiongemma_kernels.canvas_step import _kernel as canvas_step
 from diffusiongemma_kernels.kv_write import _kernel as kv_write
 from diffusiongemma_kernels.lm_head import _config as lm_config
+from diffusiongemma_kernels.lm_head import _hopper as _hopper_lm_head
 from diffusiongemma_kernels.lm_head import _kernel as lm_head
+from diffusiongemma_kernels.lm_head import hopper as lm_head_hopper
 from diffusiongemma_kernels.moe_gemm import _config as moe_config
 from diffusiongemma_kernels.moe_gemm import _hopper, hopper
 from diffusiongemma_kernels.moe_gemm import _kernel as moe
@@ -133,6 +136,20 @@ def read(capability: int):
     launch = {"num_warps": config.warps, "num_stages": config.stages}
     return compiling.compile_for(
         lm_head.read, pointers, scalars, constants, capability=capability, **launch
+    )
+
+
+def gluon_read(plan: lm_head_hopper.Plan):
+    """The same on Hopper."""
+    pointers = ROWS | {"sums_ptr": "fp32", "tops_ptr": "fp32"}
+    scalars = divisible("V", "H", "TILES", "stride_l") | {"R": "i32", "group": "i32"}
+    layout = gl.NVMMASharedLayout(plan.swizzle, 16, 2)
+    for name, rows in (("hidden", lm_head_hopper.ROWS), ("weight", lm_head_hopper.STRIP)):
+        scalars[name] = f"tensordesc<bf16[{rows}, {plan.columns}],{layout!r}>"
+    launch = {"num_warps": 4, "maxnreg": lm_head_hopper.REGISTERS.launch}
+    constants = lm_head_hopper.constants(plan, 30.0)
+    return compiling.compile_for(
+        _hopper_lm_head.read, pointers, scalars, constants, capability=90, **launch
     )
 
 
@@ -382,6 +399,9 @@ def main(capability: int) -> None:
     constants = {"DOMAIN": 1, "BLOCK": step.block, "CHUNK": step.chunk}
     report("canvas_step", "", canvas(capability, canvas_step.step, constants, step.warps))
     report("lm_head", "read", read(capability))
+    if capability == 90:
+        for plan in (lm_head_hopper.FEW, lm_head_hopper.MANY):
+            report("lm_head_in_gluon", f"{plan.columns} columns", gluon_read(plan))
     report("lm_head_finish", "bf16", read_finish(capability))
     parts = (soft_mix.select, soft_mix.line_up, soft_mix.mix_few, soft_mix.weigh)
     for fn in (*parts, soft_mix.add_splits):

@@ -21,7 +21,10 @@ class Limit(NamedTuple):
 
 
 # Products that run as warp-group products on Hopper.
-WGMMA = ("attention", "attention_hopper", "lm_head", "moe_gemm", "moe_hopper", "soft_mix_all")
+WGMMA = (
+    *("attention", "attention_hopper", "lm_head", "lm_head_in_gluon"),
+    *("moe_gemm", "moe_hopper", "soft_mix_all"),
+)
 
 GPUS = [Limit(80, 163 * 1024), Limit(90, 227 * 1024), Limit(100, 227 * 1024), Limit(120, 99 * 1024)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusiongemma_kernels import noise
-from diffusiongemma_kernels.lm_head import _config, op, reference
+from diffusiongemma_kernels.lm_head import _config, hopper, op, reference
 from diffusiongemma_kernels.lm_head._config import Config
 from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_stats import reference as row_stats
@@ -127,11 +127,53 @@ def test_tiles_cover_the_vocabulary_once() -> None:
         assert (seen == 1).all(), (vocab, strip)
 
 
+GROUPS = [
+    Case(1, 4096, 64, "one row and a group"),
+    Case(130, 8192, 80, "a second block of rows, and a stage of columns that is not whole"),
+    Case(257, 12288, 128, "peaked, without a cap", softcap=None, spread=60.0),
+    Case(70, 4096 * 150, 64, "flat, more tiles than processors", spread=0.01),
+]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
-def test_real_shapes(case: Case) -> None:
+@pytest.mark.parametrize("case", GROUPS, ids=lambda c: c.why)
+def test_hopper(case: Case, hopper_gpu: torch.device) -> None:
     args = make(case, "cuda", torch.bfloat16)
-    got = op.lm_head_triton(*args, softcap=case.softcap)
+    assert hopper.runs(*args[:2])
+    got = op.lm_head(*args, softcap=case.softcap)
+    check(got, args, case)
+    assert torch.equal(got.logits, op.lm_head_triton(*args, softcap=case.softcap).logits)
+    mine = (args[0][-1:], args[1], *(x[-1:] for x in args[2:]))
+    alone = op.lm_head(*mine, softcap=case.softcap)
+    assert torch.equal(alone.logits[0], got.logits[-1])
+    for its, all_rows in zip(alone.stats, got.stats, strict=True):
+        assert torch.equal(its[0], all_rows[-1]), "a row depends on others"
+
+
+def test_its_plans_fill_no_more_than_a_processor() -> None:
+    for plan in (hopper.choose(1), hopper.choose(257)):
+        stages = plan.stages * (hopper.ROWS + 4 * hopper.STRIP) * plan.columns * 2
+        assert stages + hopper.ROWS * 4 * hopper.STRIP * 2 <= 226 * 1024
+    launch, multiplying, folding, fetching = hopper.REGISTERS
+    assert 512 * launch <= 65536 and 2 * multiplying + folding + fetching <= 4 * launch
+
+
+def test_what_hopper_leaves_to_triton() -> None:
+    """A tensor without a GPU counts as Hopper's."""
+    whole = torch.zeros(8192, 64, dtype=torch.bfloat16)
+    rows = whole[:3]
+    assert hopper.runs(rows, whole)
+    assert not hopper.runs(rows, whole[:5000]) and not hopper.runs(rows.half(), whole.half())
+    assert not hopper.runs(whole.flatten()[: 3 * 60].view(3, 60), whole[:, :60])
+    assert [hopper.runs_on(gpu) for gpu in ((8, 0), (9, 0), (10, 0))] == [False, True, False]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("run", [op.lm_head_triton, op.lm_head], ids=["triton", "op"])
+@pytest.mark.parametrize("case", REAL, ids=lambda c: c.why)
+def test_real_shapes(case: Case, run) -> None:
+    args = make(case, "cuda", torch.bfloat16)
+    got = run(*args, softcap=case.softcap)
     for r in range(0, case.rows, 64):  # the reference is wide
         rows = slice(r, r + 64)
         part = (args[0][rows], args[1], *(x[rows] for x in args[2:]))

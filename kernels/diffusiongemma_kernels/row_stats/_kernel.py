@@ -57,9 +57,10 @@ def philox(seed, counter, index, DOMAIN: tl.constexpr):
     k0 = (seed & 0xFFFFFFFF).to(tl.uint32)
     k1 = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     c2 = index.to(tl.uint32)  # [lanes]
-    c0 = (counter & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(c2)
-    c1 = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(c2)
-    c3 = tl.zeros_like(c2) + DOMAIN
+    zero = c2 & 0
+    c0 = (counter & 0xFFFFFFFF).to(tl.uint32) + zero
+    c1 = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32) + zero
+    c3 = zero + DOMAIN
     for _ in tl.static_range(ROUNDS):
         first = c0.to(tl.uint64) * 0xD2511F53
         second = c2.to(tl.uint64) * 0xCD9E8D57
