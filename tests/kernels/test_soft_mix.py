@@ -9,7 +9,7 @@ from diffusiongemma_kernels.lm_head.reference import STRIP, tops
 from diffusiongemma_kernels.lm_head.types import Reading
 from diffusiongemma_kernels.row_stats import reference as row_stats
 from diffusiongemma_kernels.soft_mix import op, reference
-from diffusiongemma_kernels.soft_mix._config import DROPPED, Config
+from diffusiongemma_kernels.soft_mix._config import DROPPED, LEAST, Config
 
 SMALL = Config(16, 32, 64, 3, 4, 2)
 SCALE = 7.0
@@ -107,6 +107,82 @@ def test_a_row_depends_on_no_other(device: str) -> None:
     whole = run(slice(0, 3))
     for r in (1, 2):
         assert torch.equal(run(slice(r, r + 1))[0], whole[r])
+
+
+def dense_rows(reading: Reading, temperature, weight, softcap, limit: int) -> list[bool]:
+    """Which rows take the whole vocabulary: their logits are written over."""
+    mine = reading._replace(logits=reading.logits.clone())
+    got = op.soft_mix_triton(
+        mine, temperature, weight, softcap=softcap, scale=SCALE, config=SMALL, limit=limit
+    )
+    check(got, reading, temperature, weight, softcap)
+    return (mine.logits != reading.logits).any(1).tolist()
+
+
+def test_rows_that_must_lose_too_much(device: str) -> None:
+    """Seen by the strips' tops alone, exactly where LIMIT tokens cannot be enough.
+
+    The tops lie, of a row that is sure: to walk through its tokens would find that one suffices.
+    """
+    limit, level = 64, LEAST * 16**2
+    most = limit + int(DROPPED / level)
+    logits = torch.full((3, 200 * STRIP), -40.0, device=device)
+    logits[:, 5] = 0.0
+    ones = torch.ones(3, device=device)
+    stats = row_stats.row_stats(logits, ones, ones.long(), ones.long())
+    highest = tops(logits, STRIP)
+    for row, strips in enumerate((limit, most, most + 1)):
+        highest[row, 1:strips] = torch.tensor(1.001 * level, device=device).log()
+    weight = torch.randn(logits.shape[1], 16, device=device)
+    reading = Reading(logits, highest, STRIP, stats)
+    assert dense_rows(reading, ones, weight, None, limit) == [False, False, True]
+
+
+def test_a_tail_that_may_just_be_lost(device: str) -> None:
+    """More than LIMIT tokens at a level are no reason yet: here up to 125 do not matter."""
+    limit, low, tails = 64, 1.02 * LEAST * 16, (60, 125, 126, 250)
+    p = torch.full((len(tails), 256 * STRIP), 1e-12, dtype=torch.float64, device=device)
+    for row, tail in enumerate(tails):
+        p[row, 3 : tail * STRIP : STRIP] = low
+        p[row, 5] = 1 - low * tail
+    logits, ones = p.log().float(), torch.ones(len(tails), device=device)
+    stats = row_stats.row_stats(logits, ones, ones.long(), ones.long())
+    reading = Reading(logits, tops(logits, STRIP), STRIP, stats)
+    weight = torch.randn(logits.shape[1], 16, device=device)
+    assert dense_rows(reading, ones, weight, None, limit) == [False, False, True, True]
+
+
+def levelled(p: torch.Tensor, limit: int) -> tuple[bool, bool]:
+    """p [V] f64: whether a row that walks all levels finds too little, and that narrowly."""
+    for level in (LEAST * 16**i for i in range(5)):
+        mine = p[p >= level]
+        if len(mine) <= limit:
+            return bool(mine.sum() < 1 - DROPPED), bool((mine.sum() - 1 + DROPPED).abs() < 3e-5)
+    return True, False
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+def test_no_row_is_given_up_too_early(softcap: float | None, device: str) -> None:
+    """What the tops tell agrees with the tokens, however hot a row is, and often saves the walk."""
+    rows, limit = 96, 64
+    case = Case(8192, 16, (3.0,) * rows, "", softcap, limit)
+    (logits, *_), _, weight = make(case, device)
+    logits[:, 7] = torch.linspace(8, 25, 8, device=device).repeat(rows // 8)
+    temperature = torch.logspace(-1, 0.5, rows, device=device)
+    ints = torch.arange(rows, device=device)
+    stats = row_stats.row_stats(logits, temperature, ints, ints, softcap=softcap)
+    reading = Reading(logits, tops(logits, STRIP), STRIP, stats)
+    dense = dense_rows(reading, temperature, weight, softcap, limit)
+    y = logits.double()
+    y = (y if softcap is None else softcap * torch.tanh(y / softcap)) / temperature[:, None]
+    seen = 0
+    for p, taken in zip(y.softmax(1), dense, strict=True):
+        whole, narrowly = levelled(p, limit)
+        assert taken == whole or narrowly
+        strips = p.unflatten(0, (-1, STRIP)).amax(1)
+        levels = (LEAST * 16**i for i in range(5))
+        seen += any((int((strips >= q).sum()) - limit) * q > DROPPED for q in levels)
+    assert 8 < seen <= sum(dense) < rows - 8, "rows of every kind"
 
 
 def test_nan_stays_nan(device: str) -> None:

@@ -1,27 +1,21 @@
 import triton
 import triton.language as tl
 
+from diffusiongemma_kernels.lm_head._kernel import inverse
+
 LOG2E = tl.constexpr(1.4426950408889634)
-LANES = tl.constexpr(1024)
+LANES = tl.constexpr(2048)
 
 
 @triton.jit
-def probability(z, to_log2, sum_log2, SOFTCAP: tl.constexpr):
+def probability(z, to_log2, sum_log2, SOFTCAP: tl.constexpr, FAST: tl.constexpr):
     """exp(y - logsumexp) for logits z; to_log2 = log2(e) / temperature, sum_log2 in base 2"""
     if SOFTCAP > 0.0:
         # tanh(x) = 1 - 2 / (1 + exp(2 x)), whose ends are exact.
-        z = SOFTCAP * (1.0 - 2.0 / (1.0 + tl.exp2(z * (2.0 * LOG2E / SOFTCAP))))
+        most = SOFTCAP * to_log2
+        below = inverse(1.0 + tl.exp2(z * (2.0 * LOG2E / SOFTCAP)), FAST)
+        return tl.exp2((most - sum_log2) - (2.0 * most) * below)
     return tl.exp2(z * to_log2 - sum_log2)
-
-
-@triton.jit
-def lowest_logit(sums, temperature, level, SOFTCAP: tl.constexpr):
-    """The logit whose probability is `level`, less a rounding."""
-    floor = (sums + tl.log(level)) * temperature
-    if SOFTCAP > 0.0:
-        x = tl.minimum(tl.maximum(floor / SOFTCAP, -1.0), 0.999999)
-        floor = 0.5 * SOFTCAP * tl.log((1.0 + x) / (1.0 - x))  # -inf: no logit is too low
-    return floor - 1e-4 * tl.abs(floor)
 
 
 @triton.jit
@@ -34,38 +28,41 @@ def append(list_ptr, values, where, count, MOST: tl.constexpr):
 
 
 @triton.jit
-def collect(
-    logits_ptr, tops_ptr, strips_ptr, tokens_ptr, probs_ptr, temperature, sums, level, V, strips,
-    STRIP: tl.constexpr, SOFTCAP: tl.constexpr, LIMIT: tl.constexpr,
+def likely_strips(
+    tops_ptr, strips_ptr, to_log2, sum_log2, level, strips,
+    SOFTCAP: tl.constexpr, LIMIT: tl.constexpr, BLOCK_S: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
-    """A row's tokens of probability `level` and more, in order.  -> their number, if <= LIMIT"""
-    floor = lowest_logit(sums, temperature, level, SOFTCAP)
-    lane = tl.arange(0, LANES)  # [LANES]
-    found = 0
-    begin = 0
-    while (begin < strips) & (found <= LIMIT):
-        at = begin + lane
-        top = tl.load(tops_ptr + at, mask=at < strips, other=float("-inf"))
-        likely = (top >= floor) & (at < strips)
-        append(strips_ptr, at, likely, found, LIMIT)
-        found += tl.sum(likely.to(tl.int32), 0)
-        begin += LANES
-    tl.debug_barrier()  # other threads read what was written
-    count = tl.where(found <= LIMIT, 0, LIMIT + 1)
+    """A row's strips with a token of probability `level`, in order, if <= LIMIT.  -> how many"""
+    strip = tl.arange(0, BLOCK_S)  # [BLOCK_S]
+    top = tl.load(tops_ptr + strip, mask=strip < strips, other=0.0)
+    likely = (strip < strips) & (probability(top, to_log2, sum_log2, SOFTCAP, FAST) >= level)
+    count = tl.sum(likely.to(tl.int32), 0)
+    if count <= LIMIT:
+        append(strips_ptr, strip, likely, 0, LIMIT)
+    return count
+
+
+@triton.jit
+def collect(
+    logits_ptr, strips_ptr, tokens_ptr, probs_ptr, to_log2, sum_log2, level, found, V,
+    STRIP: tl.constexpr, SOFTCAP: tl.constexpr, LIMIT: tl.constexpr, FAST: tl.constexpr,
+):  # fmt: skip
+    """The tokens of probability `level` in `found` strips, in order.  -> how many, if <= LIMIT"""
+    GROUP: tl.constexpr = LANES // STRIP
+    count = 0
     begin = 0
     while (begin < found) & (count <= LIMIT):
-        at = begin + lane // STRIP
+        at = begin + tl.arange(0, GROUP)  # [GROUP]
         strip = tl.load(strips_ptr + at, mask=at < found, other=0)
-        token = strip * STRIP + lane % STRIP
-        there = (at < found) & (token < V)
-        z = tl.load(logits_ptr + token, mask=there, other=float("-inf")).to(tl.float32)
-        likely = there & (z >= floor)
-        place, fits = append(tokens_ptr, token, likely, count, LIMIT)
-        p = probability(z, LOG2E / temperature, sums * LOG2E, SOFTCAP)
-        tl.store(probs_ptr + place, p, mask=fits)
+        token = strip[:, None] * STRIP + tl.arange(0, STRIP)[None, :]  # [GROUP, STRIP]
+        there = (at < found)[:, None] & (token < V)
+        z = tl.load(logits_ptr + token, mask=there, other=0.0).to(tl.float32)
+        p = probability(z, to_log2, sum_log2, SOFTCAP, FAST)
+        likely = (there & (p >= level)).reshape(LANES)
+        place, fits = append(tokens_ptr, token.reshape(LANES), likely, count, LIMIT)
+        tl.store(probs_ptr + place, p.reshape(LANES), mask=fits)
         count += tl.sum(likely.to(tl.int32), 0)
-        begin += LANES // STRIP
-    tl.debug_barrier()
+        begin += GROUP
     return count
 
 
@@ -90,11 +87,14 @@ def select(
     PARTS: tl.constexpr,
     LEVELS: tl.constexpr,
     LIMIT: tl.constexpr,
+    BLOCK_S: tl.constexpr,  # strips, rounded up
+    FAST: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     temperature = tl.load(temperature_ptr + row)
-    temperature = tl.where(temperature > 0.0, temperature, 1.0)
+    to_log2 = LOG2E / tl.where(temperature > 0.0, temperature, 1.0)
     sums = tl.load(logsumexp_ptr + row)
+    sum_log2 = sums * LOG2E
     logits_ptr += row * stride_l
     tops_ptr += row * strips
     strips_ptr += row * LIMIT
@@ -102,11 +102,20 @@ def select(
     probs_ptr += row * LIMIT
     level = tl.full((), LEAST, tl.float32)
     count = LIMIT + 1
-    while (count > LIMIT) & (level < 1.0):  # no more than 1 / level tokens are that likely
-        count = collect(
-            logits_ptr, tops_ptr, strips_ptr, tokens_ptr, probs_ptr, temperature, sums, level, V,
-            strips, STRIP, SOFTCAP, LIMIT,
-        )  # fmt: skip
+    # All but LIMIT of the tokens known to have `level` are lost, whatever the higher levels hold.
+    lost = tl.full((), 0.0, tl.float32)
+    while (count > LIMIT) & (level < 1.0) & (lost <= DROPPED / PARTS):
+        count = likely_strips(
+            tops_ptr, strips_ptr, to_log2, sum_log2, level, strips, SOFTCAP, LIMIT, BLOCK_S, FAST
+        )
+        tl.debug_barrier()  # other threads read what was written
+        if count <= LIMIT:
+            count = collect(
+                logits_ptr, strips_ptr, tokens_ptr, probs_ptr, to_log2, sum_log2, level, count, V,
+                STRIP, SOFTCAP, LIMIT, FAST,
+            )  # fmt: skip
+            tl.debug_barrier()
+        lost = (count - LIMIT).to(tl.float32) * level
         level *= 16.0
 
     # The highest level that keeps enough, and the tokens above it.
@@ -194,19 +203,20 @@ def weigh(
     stride_l,
     SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
+    FAST: tl.constexpr,
 ):
     if tl.program_id(0) >= tl.load(total_ptr):
         return
     row = tl.load(order_ptr + tl.program_id(0)).to(tl.int64)
     temperature = tl.load(temperature_ptr + row)
-    temperature = tl.where(temperature > 0.0, temperature, 1.0)
-    sums = tl.load(logsumexp_ptr + row)
+    to_log2 = LOG2E / tl.where(temperature > 0.0, temperature, 1.0)
+    sum_log2 = tl.load(logsumexp_ptr + row) * LOG2E
     step = tl.num_programs(1) * BLOCK
     for begin in range(tl.program_id(1) * BLOCK, V, step):
         token = begin + tl.arange(0, BLOCK)  # [BLOCK]
         ptrs = logits_ptr + row * stride_l + token
         z = tl.load(ptrs, mask=token < V, other=0.0).to(tl.float32)
-        p = probability(z, LOG2E / temperature, sums * LOG2E, SOFTCAP)
+        p = probability(z, to_log2, sum_log2, SOFTCAP, FAST)
         tl.store(ptrs, p.to(logits_ptr.dtype.element_ty), mask=token < V)
 
 

@@ -1,6 +1,7 @@
 """What a row believes, as a mean of embeddings: only of the tokens that can matter, if few can."""
 
 import torch
+import triton
 from torch import Tensor
 
 from diffusiongemma_kernels import target
@@ -29,8 +30,9 @@ def soft_mix(
     product over the whole vocabulary has the same bound, since it rounds every p to bf16 and K's
     are not rounded.  (fp32's rounding of p adds 1e-5 to either.)  K is the smallest of ``LEVELS``
     sets p >= 4^i LEAST that suffices.  A row that needs more than ``LIMIT`` tokens takes the
-    product over the whole vocabulary.  Which it takes depends on that row alone and is decided on
-    the device; the launches are the same.
+    product over the whole vocabulary.  Most such rows show it by the strips' tops alone: where
+    n > LIMIT strips have a token of p >= q, any LIMIT tokens lose (n - LIMIT) q or more.  Which
+    it takes depends on that row alone and is decided on the device; the launches are the same.
 
     `part`: reading and weight are one of several parts of a vocabulary.  p is then of all of it,
     and each part may lose DROPPED / parts: the sum of the parts' m has the same bound.
@@ -66,13 +68,15 @@ def soft_mix_triton(
         return out
     cfg = config or _config.choose(target.of(logits.device).capability)
     cap, (sums, parts) = softcap or 0.0, part or Part(stats.logsumexp, 1)
+    fast = logits.is_cuda
     integers = logits.new_empty(2 * R * limit + 2 * R + 1, dtype=torch.int32)
     strips, tokens, counts, order, total = integers.split([R * limit, R * limit, R, R, 1])
     probs = logits.new_empty(R * limit, dtype=torch.float32)
     _kernel.select[(R,)](
         logits, tops, temperature, sums, stats.logsumexp, strips, tokens, probs, counts, V,
         tops.shape[1], logits.stride(0), STRIP=strip, SOFTCAP=cap, LEAST=_config.LEAST,
-        LEVELS=_config.LEVELS, DROPPED=_config.DROPPED, PARTS=parts, LIMIT=limit, num_warps=8,
+        LEVELS=_config.LEVELS, DROPPED=_config.DROPPED, PARTS=parts, LIMIT=limit,
+        BLOCK_S=triton.next_power_of_2(tops.shape[1]), FAST=fast, num_warps=8,
     )  # fmt: skip
     _kernel.line_up[(1,)](counts, order, total, R, BLOCK=1024, num_warps=4)
     columns = -(-H // COLUMNS)
@@ -84,7 +88,7 @@ def soft_mix_triton(
     # The rest leaves at once where there is no such row.
     _kernel.weigh[(R, 8)](
         logits, temperature, sums, order, total, V, logits.stride(0),
-        SOFTCAP=cap, BLOCK=4096, num_warps=8,
+        SOFTCAP=cap, BLOCK=4096, FAST=fast, num_warps=8,
     )  # fmt: skip
     splits = logits.new_empty((cfg.splits, R, H), dtype=torch.float32)
     _kernel.mix_all[(-(-H // cfg.block_h), -(-R // cfg.block_m), cfg.splits)](
