@@ -1,4 +1,4 @@
-"""What surrounds a forward, in three launches: for a GPU, where every small kernel costs time.
+"""What surrounds a forward, in four launches: for a GPU, where every small kernel costs time.
 
 ``inputs`` and the rules of ``denoise`` say the same in plain torch, for a CPU and for requests that
 bend their canvases' beginning or end.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from diffusiongemma_kernels.canvas_rows.op import fill_rows, set_parts
+from diffusiongemma_kernels.canvas_rows.op import draw_rows, fill_rows, set_parts
+from diffusiongemma_kernels.canvas_rows.types import Draws, Heat
 from diffusiongemma_kernels.canvas_step.op import canvas_step
 from diffusiongemma_kernels.canvas_step.types import Guess, Outcome, Rules
 from diffusiongemma_kernels.slots import Rows, Slots
@@ -23,7 +24,9 @@ class GpuStep:
         self.config, self.limit = state.config, state.limit
         self.inputs, self.beliefs = inputs, state.soft
         self.slots = Slots(*(getattr(state, name) for name in Slots._fields))
-        self.rules = Rules(*(getattr(state.knobs, name) for name in Rules._fields))
+        knobs = state.knobs
+        self.rules = Rules(*(getattr(knobs, name) for name in Rules._fields))
+        self.heat = Heat(knobs.t_min, knobs.t_max, knobs.max_steps, state.temperature)
 
     def set_parts(self, rows: Rows, padded: int) -> Parts:
         """As ``StepInputs.set_parts``."""
@@ -38,6 +41,10 @@ class GpuStep:
         soft, denoising = self.inputs.soft[:padded], self.inputs.denoising[:padded]
         fill_rows(rows, self.slots, self.beliefs, input_ids, soft, denoising)
         return soft, denoising
+
+    def draws(self, slots: Tensor) -> Draws:
+        """As ``denoise.draws``."""
+        return draw_rows(slots, self.slots, self.heat)
 
     def advance(self, guess: Guess, rows: Rows, prefill_len: Tensor) -> Outcome:
         """Accept, renoise, stop, give out text and begin canvases, as the sampler does."""

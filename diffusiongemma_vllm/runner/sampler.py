@@ -18,12 +18,12 @@ from diffusiongemma_kernels.row_stats.op import hash_uniform_tokens
 from diffusiongemma_kernels.slots import Rows
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.denoise import edits
+from diffusiongemma_vllm.denoise.draws import draws
 from diffusiongemma_vllm.denoise.edits import Scene
 from diffusiongemma_vllm.denoise.health import health
-from diffusiongemma_vllm.denoise.noise import CANVAS, SAMPLE, counters, rolled
+from diffusiongemma_vllm.denoise.noise import CANVAS, counters, rolled
 from diffusiongemma_vllm.denoise.reroll import Reroll
 from diffusiongemma_vllm.denoise.rows import Softcap
-from diffusiongemma_vllm.denoise.schedule import LinearSchedule
 from diffusiongemma_vllm.denoise.scores import Scores, score
 from diffusiongemma_vllm.denoise.step import DenoiseRules, Guess, denoise
 from diffusiongemma_vllm.denoise.walk import PATIENCE, Walk
@@ -99,8 +99,7 @@ class DiffusionSampler:
         rolls = None
         watch = watched(self.special, batch, self.state, canvases)
         if self.gpu is not None and not self._steered(slots_np):
-            guess, soft = self._guess(full, slots[:canvases], slots_np[:canvases])
-            self.state.believe(slots[:canvases], soft)
+            guess = self._guess(full, slots[:canvases], slots_np[:canvases])
             text, lengths, rejected = self.gpu.advance(
                 kernels.Guess(guess.best, guess.sample, guess.entropy), Rows(slots, starts, ends),
                 states.prefill_len.gpu,
@@ -161,21 +160,27 @@ class DiffusionSampler:
             slot in self.special and self.special[slot].steered for slot in slots_np.tolist()
         )
 
-    def _guess(
-        self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray
-    ) -> tuple[Guess, Tensor]:
-        """What the logits say of N canvases, and their soft embeddings.  hidden: [N * C, H]"""
-        canvas = self.state.gather(slots)
-        hidden = hidden.view(len(slots_np), self.config.canvas_length, hidden.shape[-1])
+    def _guess(self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray) -> Guess:
+        """What the logits say of N canvases, whose beliefs the state keeps.  hidden: [N * C, H]"""
+        shape, device = (len(slots_np), self.config.canvas_length), hidden.device
+        hidden = hidden.view(*shape, hidden.shape[-1])
         guess = Guess(
-            best=torch.empty_like(canvas.tokens),
-            sample=torch.empty_like(canvas.tokens),
-            entropy=torch.empty(canvas.tokens.shape, device=hidden.device),
+            best=torch.empty(shape, dtype=torch.int64, device=device),
+            sample=torch.empty(shape, dtype=torch.int64, device=device),
+            entropy=torch.empty(shape, device=device),
         )
-        soft = torch.empty_like(hidden)
-        for tile in self._tiles(slots_np):
-            self._guess_tile(hidden, canvas, slots, slots_np, tile, guess, soft)
-        return guess, soft
+        tiles = self._tiles(slots_np)
+        for tile in tiles:
+            pick: slice | Tensor = slice(tile[0], tile[-1] + 1)
+            if tile[-1] - tile[0] + 1 != len(tile):
+                pick = torch.tensor(tile, device=device)
+            part = self._guess_tile(hidden[pick], slots[pick], int(slots_np[tile[0]]))
+            if len(tiles) == 1:
+                return part
+            guess.best[pick] = part.best
+            guess.sample[pick] = part.sample
+            guess.entropy[pick] = part.entropy
+        return guess
 
     def _denoise(
         self, hidden: Tensor, slots: Tensor, slots_np: np.ndarray, denoising: Tensor
@@ -184,7 +189,7 @@ class DiffusionSampler:
 
         The length is 0 for a canvas that is not settled yet; the guesses come first.
         """
-        guess, soft = self._guess(hidden, slots, slots_np)
+        guess = self._guess(hidden, slots, slots_np)
         # A row of NaN has any number for a token, and the next forward would look it up.
         for tokens in (guess.best, guess.sample):
             tokens.clamp_(0, self.config.vocab_size - 1)
@@ -195,7 +200,6 @@ class DiffusionSampler:
         lengths = torch.where(denoising & result.done, canvas.width, 0)
         by_canvas = hidden.view(*canvas.tokens.shape, -1)
         result = self._walk(by_canvas, canvas, slots_np, result, lengths)
-        self.state.believe(slots, soft)
         self.state.apply(slots, result, denoising)
         if self._rerolls(slots_np):
             empty = self._empty(canvas, slots_np, result.best) & (lengths > 0)
@@ -291,41 +295,28 @@ class DiffusionSampler:
         starts = range(0, len(plain), TILE_CANVASES)
         return [plain[i : i + TILE_CANVASES] for i in starts] + [[one] for one in others]
 
-    def _guess_tile(
-        self, hidden: Tensor, canvas: Canvases, slots: Tensor, slots_np: np.ndarray,
-        tile: list[int], guess: Guess, soft: Tensor,
-    ) -> None:
-        """Fill ``guess`` and ``soft`` for the canvases ``tile``."""
-        length = self.config.canvas_length
-        pick: slice | Tensor = slice(tile[0], tile[-1] + 1)
-        if tile[-1] - tile[0] + 1 != len(tile):
-            pick = torch.tensor(tile, device=hidden.device)
-        step, own = canvas.step[pick], slots[pick]
-        knobs = self.state.knobs
-        schedule = LinearSchedule(knobs.t_min[own], knobs.t_max[own], knobs.max_steps[own])
-        heat = schedule(step) * self.state.temperature[own]
-        temperature = heat.repeat_interleave(length, output_size=len(tile) * length)
-        seed = self.state.seed[own].repeat_interleave(length, output_size=len(tile) * length)
-        draw = rolled(step, canvas.roll[pick])
-        counter = counters(canvas.base[pick], draw, length, SAMPLE).flatten()
-        flat = hidden[pick].flatten(0, 1)
+    def _guess_tile(self, hidden: Tensor, slots: Tensor, slot: int) -> Guess:
+        """Those of canvases that fit into memory.  hidden: [K, C, H]  slot: of the first."""
+        shape = hidden.shape[:2]
+        draw = draws(self.state, slots) if self.gpu is None else self.gpu.draws(slots)
+        temperature, seed, counter = draw
+        flat = hidden.flatten(0, 1)
         logits: Tensor | None = None
         softcap: float | None = self.softcap
-        slot = int(slots_np[tile[0]])
         bent = self.special.get(slot)
         if bent is not None and bent.bends:
-            logits = self._capped(self.model.project(flat))
-            logits = filtered(self._edit(logits, canvas, slot, tile[0]), temperature, bent.options)
+            logits = self._edit(
+                self._capped(self.model.project(flat)), self.state.gather(slots), slot, 0
+            )
+            logits = filtered(logits, temperature, bent.options)
             temperature, softcap = torch.ones_like(temperature), None
         stats, mixed = believe(
             self.model, flat, logits, temperature, seed, counter, softcap
         )
-        shape = (len(tile), length)
+        self.state.believe(slots, mixed.view(hidden.shape))
         best, sample = stats.argmax.view(shape), stats.sample.view(shape)
-        guess.best[pick] = best
-        guess.sample[pick] = torch.where(self.state.greedy[own][:, None], best, sample)
-        guess.entropy[pick] = stats.entropy.view(shape)
-        soft[pick] = mixed.view(*shape, -1)
+        sample = torch.where(self.state.greedy[slots][:, None], best, sample)
+        return Guess(best=best, sample=sample, entropy=stats.entropy.view(shape))
 
     def _capped(self, logits: Tensor) -> Tensor:
         """[R, V]  ->  [R, V] f32"""

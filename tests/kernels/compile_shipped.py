@@ -210,6 +210,8 @@ def canvas(capability: int, fn, constants: dict[str, int], warps: int):
     kinds |= dict.fromkeys(("part_starts_ptr", "part_ends_ptr", "ids_ptr"), "i32")
     kinds |= dict.fromkeys(("out_text_ptr", "out_length_ptr", "out_rejected_ptr"), "i32")
     kinds |= dict.fromkeys(("bound_ptr", "confidence_ptr", "guess_entropy_ptr"), "fp32")
+    kinds |= dict.fromkeys(("heat_ptr", "temperature_ptr"), "fp32")
+    kinds |= dict.fromkeys(("t_min_ptr", "t_max_ptr"), "fp64")
     kinds |= {"belief_ptr": "bf16", "soft_ptr": "bf16", "denoising_ptr": "u8"}
     names = fn.arg_names
     pointers = {name: kinds.get(name, "i64") for name in names if name.endswith("_ptr")}
@@ -397,6 +399,7 @@ def main(capability: int) -> None:
     report("row_stats", "bf16", scan(capability))
     report("canvas_parts", "", canvas(capability, canvas_rows.parts, {"BLOCK": 128}, 1))
     report("canvas_rows", "", canvas(capability, canvas_rows.fill, {"BLOCK": 4096}, 8))
+    report("canvas_draws", "", canvas(capability, canvas_rows.draws, {"BLOCK": 256}, 2))
     step = step_config.choose(256)
     constants = {"DOMAIN": 1, "BLOCK": step.block, "CHUNK": step.chunk}
     report("canvas_step", "", canvas(capability, canvas_step.step, constants, step.warps))

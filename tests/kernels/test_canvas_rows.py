@@ -4,9 +4,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from around import CONFIG
 
 from diffusiongemma_kernels.canvas_rows import op, reference
+from diffusiongemma_kernels.canvas_rows.types import Heat
 from diffusiongemma_kernels.slots import DENOISE, PREFILL, Rows, Slots
+from diffusiongemma_vllm.denoise.draws import draws
+from diffusiongemma_vllm.state import SlotState
 
 
 class Case(NamedTuple):
@@ -88,6 +92,29 @@ def test_rows(case, dtype, device):
     assert not found[0][1].isnan().any() and not found[0][2][total:].any()
 
 
+def test_draws(device):
+    """To the last bit, as torch's rules have it at every step of every length."""
+    state = SlotState(
+        CONFIG, slots=97, hidden=HIDDEN, limit=1 << 18, dtype=torch.float32,
+        device=torch.device(device),
+    )
+    make = torch.Generator().manual_seed(0)
+    for name, most in (("base", 1 << 18), ("seed", 1 << 62), ("roll", 32)):
+        getattr(state, name).copy_(torch.randint(most, (97,), generator=make))
+    knobs, slots = state.knobs, torch.randperm(97, generator=make).to(device)
+    for name, real in (("t_min", knobs.t_min), ("t_max", knobs.t_max), ("", state.temperature)):
+        real.copy_(torch.rand(97, generator=make, dtype=torch.float64) + (name == "t_max"))
+    knobs.max_steps.copy_(torch.arange(97) + 1)
+    state.step.copy_(torch.arange(97) * torch.rand(97, generator=make))
+    heat = Heat(knobs.t_min, knobs.t_max, knobs.max_steps, state.temperature)
+    own = Slots(*(getattr(state, name) for name in Slots._fields))
+    got = op.draw_rows(slots, own, heat)
+    for want in (reference.draw_rows(slots, own, heat), draws(state, slots)):
+        for one, other in zip(got, want, strict=True):
+            assert one.dtype == other.dtype and torch.equal(one, other)
+    assert len(got.counter.unique()) > 4 * 97 and len(got.temperature.unique()) == 97
+
+
 def test_no_rows(device):
     nobody = rows_of(Case([], [], ""), device)
     starts = torch.full((1,), 3, dtype=torch.int32, device=device)
@@ -96,6 +123,9 @@ def test_no_rows(device):
     ids = torch.zeros(0, dtype=torch.int32, device=device)
     beliefs = torch.zeros(4, CANVAS, HIDDEN, device=device)
     op.fill_rows(nobody, state_of(device), beliefs, ids, soft, soft[:, 0].bool())
+    real, whole = torch.zeros(4, device=device), torch.ones(4, dtype=torch.int64, device=device)
+    heat = Heat(real.double(), real.double(), whole, real)
+    assert [len(x) for x in op.draw_rows(nobody.slots, state_of(device), heat)] == [0, 0, 0]
 
 
 @pytest.mark.gpu

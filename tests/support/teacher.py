@@ -91,17 +91,17 @@ class Teacher:
             length = state.config.canvas_length
             return known, (int(base) - teacher.origin(known)) // length, seed
 
-        def guess_tile(self, hidden, canvas, slots, slots_np, tile, guess, soft):
-            for i in tile:
-                known, k, seed = find(self.state, slots[i], canvas.base[i])
-                s = int(canvas.step[i])
+        def guess_tile(self, hidden, slots, _slot):
+            for i, own in enumerate(slots):
+                known, k, seed = find(self.state, own, self.state.base[own])
+                s = int(self.state.step[own])
                 if known is None or k >= len(known.text) or s >= len(known.canvases[k]):
                     continue
                 logits = self.model.project(hidden[i]).float()
                 logits = torch.tanh(logits / self.softcap) * self.softcap
                 teacher.said[seed][k, s] = logits.clone()
-            guess.best.zero_(), guess.sample.zero_(), guess.entropy.zero_()
-            soft.zero_()
+            nothing = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+            return module.Guess(best=nothing, sample=nothing, entropy=nothing.float())
 
         def denoise(rules, canvas, guess, noise):
             return StepResult(tokens=noise, best=guess.best, held=canvas.held,

@@ -3,6 +3,15 @@ import triton.language as tl
 
 DENOISE = tl.constexpr(1)
 SEARCH = tl.constexpr(128)
+STEP_BITS = tl.constexpr(14)  # of a counter: position, roll, step, one bit of purpose
+POSITION = tl.constexpr(20)
+SAMPLE = tl.constexpr(0)
+
+
+@triton.jit
+def counter_of(position, step, roll, PURPOSE: tl.constexpr):
+    """What counts the noise of a `position`."""
+    return (position << POSITION) | ((step | (roll << STEP_BITS)) << 1) | PURPOSE
 
 
 @triton.jit(do_not_specialize=["N", "P"])  # one compilation for every batch
@@ -86,3 +95,38 @@ def fill(
                 out = soft_ptr + row.to(tl.int64) * H + element
                 tl.store(out, belief, mask=element < H)
     tl.store(denoising_ptr + row, denoising)
+
+
+@triton.jit
+def draws(
+    slots_ptr,  # [N]
+    base_ptr,  # [S]
+    step_ptr,  # [S]
+    roll_ptr,  # [S]
+    seed_ptr,  # [S]
+    t_min_ptr,  # [S] f64
+    t_max_ptr,  # [S] f64
+    max_steps_ptr,  # [S]
+    heat_ptr,  # [S] f32
+    temperature_ptr,  # [N, C] f32
+    seeds_ptr,  # [N, C]
+    counters_ptr,  # [N, C]
+    C,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + i)
+    step = tl.load(step_ptr + slot)
+    steps = tl.load(max_steps_ptr + slot)
+    t_min = tl.load(t_min_ptr + slot)
+    span = (tl.load(t_max_ptr + slot) - t_min).to(tl.float32)
+    left = tl.div_rn((steps - step).to(tl.float32), steps.to(tl.float32))
+    heat = (t_min.to(tl.float32) + span * left) * tl.load(heat_ptr + slot)
+    column = tl.arange(0, BLOCK).to(tl.int64)  # [BLOCK]
+    inside = column < C
+    position = tl.load(base_ptr + slot) + column
+    counter = counter_of(position, step, tl.load(roll_ptr + slot), SAMPLE)
+    here = i * C + column
+    tl.store(temperature_ptr + here, tl.zeros([BLOCK], tl.float32) + heat, mask=inside)
+    tl.store(seeds_ptr + here, tl.zeros_like(column) + tl.load(seed_ptr + slot), mask=inside)
+    tl.store(counters_ptr + here, counter, mask=inside)

@@ -1,9 +1,10 @@
-"""What the rows of a step read and how they attend, from the slots' state: two launches a step."""
+"""What a step's rows read, how they attend and are drawn, from the slots' state: a launch each."""
 
 import torch
 from torch import Tensor
 
 from diffusiongemma_kernels.canvas_rows import _config, _kernel
+from diffusiongemma_kernels.canvas_rows.types import Draws, Heat
 from diffusiongemma_kernels.slots import Rows, Slots
 
 
@@ -47,6 +48,32 @@ def fill_rows(
         beliefs, ids, soft, denoising.view(torch.uint8), rows.slots.shape[0],
         state.tokens.shape[1], H, BLOCK=cfg.block, num_warps=cfg.warps,
     )
+
+
+def draw_rows(slots: Tensor, state: Slots, heat: Heat) -> Draws:
+    """Position c of the canvas of slot s = slots[i], in row i C + c:
+
+        temperature = (t_min + (t_max - t_min) ((max_steps - step) / max_steps)) temperature[s]
+        seed        = seed[s]
+        counter     = that of a sample at (base + c, step, roll)
+
+    slots [N] i64.  The temperature is rounded as torch rounds: t_max - t_min in f64, the rest f32.
+    """
+    state.check()
+    S, C = state.tokens.shape
+    heat.check(S)
+    assert slots.dtype == torch.int64 and slots.is_contiguous(), f"{slots.dtype=}"
+    R = slots.shape[0] * C
+    rows = Draws(
+        heat.temperature.new_empty(R), state.seed.new_empty(R), state.seed.new_empty(R)
+    )
+    if R:
+        block = 1 << (C - 1).bit_length()
+        _kernel.draws[(slots.shape[0],)](
+            slots, state.base, state.step, state.roll, state.seed, *heat, *rows, C, BLOCK=block,
+            num_warps=max(1, min(8, block // 128)), enable_fp_fusion=False,
+        )  # fmt: skip
+    return rows
 
 
 def _check_parts(rows: Rows, state: Slots, starts: Tensor, ends: Tensor) -> None:

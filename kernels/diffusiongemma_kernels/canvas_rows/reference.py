@@ -1,5 +1,7 @@
+import torch
 from torch import Tensor
 
+from diffusiongemma_kernels.canvas_rows.types import Draws, Heat
 from diffusiongemma_kernels.slots import DENOISE, Rows, Slots
 
 
@@ -34,3 +36,22 @@ def fill_rows(
                 ids[t] = state.tokens[slot, column]
                 denoising[t] = True
                 soft[t] = beliefs[slot, column] if state.step[slot] > 0 else 0
+
+
+def draw_rows(slots: Tensor, state: Slots, heat: Heat) -> Draws:
+    seeds, counters, temperatures = [], [], []
+    for s in slots.tolist():
+        steps, step, roll = (int(x[s]) for x in (heat.max_steps, state.step, state.roll))
+        left = torch.tensor(steps - step, dtype=torch.float32) / steps
+        t_min, span = heat.t_min[s].cpu().float(), (heat.t_max[s] - heat.t_min[s]).cpu().float()
+        temperature = (t_min + span * left) * heat.temperature[s].cpu()
+        for c in range(state.tokens.shape[1]):
+            temperatures.append(float(temperature))
+            seeds.append(int(state.seed[s]))
+            counters.append((int(state.base[s]) + c) << 20 | roll << 15 | step << 1)
+    device = slots.device
+    return Draws(
+        torch.tensor(temperatures, dtype=torch.float32, device=device),
+        torch.tensor(seeds, dtype=torch.int64, device=device),
+        torch.tensor(counters, dtype=torch.int64, device=device),
+    )

@@ -1,18 +1,17 @@
 import triton
 import triton.language as tl
 
+from diffusiongemma_kernels.canvas_rows._kernel import counter_of
 from diffusiongemma_kernels.row_stats._kernel import philox
 
 DENOISE = tl.constexpr(1)
-STEP_BITS = tl.constexpr(14)  # of a counter: position, roll, step, one bit of purpose
-POSITION = tl.constexpr(20)
 CANVAS = tl.constexpr(1)
 
 
 @triton.jit
 def uniform_tokens(seed, position, step, roll, vocab, DOMAIN: tl.constexpr):
     """[BLOCK] i64 for the positions [BLOCK]"""
-    counter = (position << POSITION) | ((step | (roll << STEP_BITS)) << 1) | CANVAS
+    counter = counter_of(position, step, roll, CANVAS)
     word, _, _, _ = philox(seed, counter, tl.zeros_like(position).to(tl.uint32), DOMAIN)
     return (word.to(tl.int64) * vocab) >> 32
 
