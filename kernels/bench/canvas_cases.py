@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from timed import Timed
 
-from diffusiongemma_kernels.canvas_rows.op import fill_rows
+from diffusiongemma_kernels.canvas_rows.op import draw_rows, fill_rows
+from diffusiongemma_kernels.canvas_rows.types import Heat
 from diffusiongemma_kernels.canvas_step.op import canvas_step
 from diffusiongemma_kernels.canvas_step.types import Guess, Rules
 from diffusiongemma_kernels.slots import DENOISE, Rows, Slots
@@ -39,6 +40,13 @@ def canvas_rows(_sweep: bool) -> Iterator[Timed]:
             fill_rows(rows, state, beliefs, ids, soft, flags)
 
         yield Timed(f"{count} canvases", run, bytes=2 * beliefs.numel() * 2)
+        real = torch.rand(count, dtype=torch.float64, device="cuda")
+        heat = Heat(real, real + 1, state.step + 44, real.float())
+
+        def draw(rows=rows, state=state, heat=heat):
+            draw_rows(rows.slots, state, heat)
+
+        yield Timed(f"{count} canvases, draws", draw, bytes=20 * len(ids))
 
 
 def steps(_sweep: bool) -> Iterator[Timed]:
