@@ -9,8 +9,9 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 
-from diffusiongemma_kernels.qkv.op import normed_and_turned
-from diffusiongemma_vllm.model.backend import CanvasAttentionBackend
+from diffusiongemma_kernels.qkv.op import normed_and_turned, turned_into_cache
+from diffusiongemma_vllm.model.backend import CanvasAttentionBackend, step_cache
+from diffusiongemma_vllm.model.rowwise import rowwise
 from diffusiongemma_vllm.model.weights import GLOBAL
 
 
@@ -51,8 +52,25 @@ class LayerAttention(nn.Module):
             prefix=f"{prefix}.attn", attn_backend=CanvasAttentionBackend,
         )
 
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        """x: [T, H]  angles: [T, D]  ->  [T, Hq * D], what ``o_proj`` reads"""
+        if x.is_cuda:
+            # Without a key and a value vLLM's layer writes nothing: they are in the cache.
+            return self.attn(self.project_into_cache(x, angles), None, None)
+        return self.attn(*rowwise(self.project, x, angles))
+
+    def project_into_cache(self, x: Tensor, angles: Tensor) -> Tensor:
+        """As ``project`` on a GPU, where k and v are written to their slots alone.  -> q"""
+        qkv = self.qkv_proj(x)
+        kept = step_cache(self.attn)
+        if kept is None:  # memory profiling, which attends to nothing
+            return qkv.new_zeros(len(x), self.attn.num_heads * self.head_dim)
+        return turned_into_cache(
+            qkv, angles, self.q_norm.weight, self.k_norm.weight, *kept, self.eps
+        )
+
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x: [T, H]  angles: [T, D]  ->  q [T, Hq * D], k and v [T, Hk * D]"""
+        """On a CPU.   x: [T, H]  angles: [T, D]  ->  q [T, Hq * D], k and v [T, Hk * D]"""
         return normed_and_turned(
             self.qkv_proj(x), angles, self.q_norm.weight, self.k_norm.weight, self.kv_heads,
             self.eps,

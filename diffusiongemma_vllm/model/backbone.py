@@ -104,9 +104,9 @@ class Layer(nn.Module):
         self, x: Tensor, normed: Tensor, angles: Tensor, denoising: Tensor | None, following: Tensor
     ) -> tuple[Tensor, Tensor]:
         """x: [T, H]  normed: [T, H], x after ``input_layernorm``  ->  as ``after_attention``"""
-        q, k, v = rowwise(self.self_attn.project, normed, angles)
+        mixed = self.self_attn(normed, angles)
         finish = partial(self.after_attention, following=following)
-        x, normed = rowwise(finish, x, self.self_attn.attn(q, k, v), denoising)
+        x, normed = rowwise(finish, x, mixed, denoising)
         return x, normed
 
 

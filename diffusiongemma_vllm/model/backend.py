@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from vllm import envs
+from vllm.model_executor.layers.attention.attention import get_attention_context
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
@@ -131,7 +132,7 @@ class CanvasAttentionImpl(AttentionImpl):
         self.window = sliding_window or 0
         self.kv_cache_dtype = kv_cache_dtype
 
-    def _pages(self, layer: Any, kv_cache: Tensor) -> PagedKV:
+    def pages(self, layer: Any, kv_cache: Tensor) -> PagedKV:
         """[B, Hk, block, 2 D] -> keys and values [B, block, Hk, D] with their scales"""
         if self.kv_cache_dtype.startswith("fp8"):
             kv_cache = kv_cache.view(torch.float8_e4m3fn)
@@ -141,16 +142,17 @@ class CanvasAttentionImpl(AttentionImpl):
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
+        """On a CPU; on a GPU keys and values are in the cache before vLLM's layer is called."""
         if kv_cache.numel() == 0:
             return
-        kv_write(key, value, self._pages(layer, kv_cache), slot_mapping)
+        kv_write(key, value, self.pages(layer, kv_cache), slot_mapping)
 
     def forward(  # noqa: PLR0913  vLLM's signature
         self,
         layer: Any,
         query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        key: Tensor | None,
+        value: Tensor | None,
         kv_cache: Tensor,
         attn_metadata: CanvasMetadata | None,
         output: Tensor,
@@ -161,6 +163,18 @@ class CanvasAttentionImpl(AttentionImpl):
         if attn_metadata is None:  # memory profiling
             return output.zero_()
         return paged_attention(
-            query, self._pages(layer, kv_cache), attn_metadata.batch, output,
+            query, self.pages(layer, kv_cache), attn_metadata.batch, output,
             window=self.window, scale=self.scale, batch_invariant=envs.VLLM_BATCH_INVARIANT,
         )
+
+
+def step_cache(layer: Any) -> tuple[PagedKV, Tensor] | None:
+    """The pages of vLLM's attention layer, and the slots [S] of a step's rows.
+
+    Found as vLLM's ``unified_kv_cache_update`` finds them; None where memory is profiled, before
+    there is a cache.
+    """
+    _, _, kv_cache, slot_mapping = get_attention_context(layer.layer_name)
+    if slot_mapping is None or kv_cache.numel() == 0:
+        return None
+    return layer.impl.pages(layer, kv_cache), slot_mapping

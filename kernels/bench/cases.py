@@ -14,7 +14,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diffusiongemma_kernels.attention import _config as attention_config
 from diffusiongemma_kernels.attention.op import paged_attention, paged_attention_triton
-from diffusiongemma_kernels.kv_write.op import kv_write
 from diffusiongemma_kernels.paged import FP8
 from diffusiongemma_kernels.row_stats import _config as row_stats_config
 from diffusiongemma_kernels.row_stats.op import row_stats_triton
@@ -158,31 +157,6 @@ def attention_configs(dim: int) -> Iterator[attention_config.Config]:
             yield attention_config.Config(*tile, splits, 2)
 
 
-def writes(_sweep: bool) -> Iterator[Timed]:
-    for name, tokens, heads, dtype in (
-        ("local, 256 rows", 256, LOCAL, BF16),
-        ("global, 256 rows", 256, GLOBAL, BF16),
-        ("local, 8192 rows", 8192, LOCAL, BF16),
-        ("local to fp8, 8192 rows", 8192, LOCAL, FP8),
-    ):
-        paged = paged_case(
-            (Request(tokens, 0),), heads, page=64, dtype=BF16, kv_dtype=dtype, device="cuda"
-        )
-        key, value = torch.randn(2, tokens, heads.kv, heads.dim, dtype=BF16, device="cuda")
-        slots = torch.randperm(tokens, device="cuda")
-        page, place = slots // 64, slots % 64
-
-        def baseline(kv=paged.kv, key=key, value=value, page=page, place=place):
-            kv.key[page, place] = key.to(kv.key.dtype)
-            kv.value[page, place] = value.to(kv.value.dtype)
-
-        def run(kv=paged.kv, key=key, value=value, slots=slots):
-            kv_write(key, value, kv, slots)
-
-        moved = 2 * key.numel() * (2 + paged.kv.key.element_size())
-        yield Timed(name, run, bytes=moved, baseline=baseline if dtype == BF16 else None)
-
-
 def statistics(sweep: bool) -> Iterator[Timed]:
     for rows, spread in ((256, 4.0),) if sweep else ((1, 4.0), (256, 4.0), (256, 0.1), (2048, 4.0)):
         logits = (torch.randn(rows, VOCAB, device="cuda") * spread).to(BF16)
@@ -240,7 +214,6 @@ OPS: dict[str, Callable[[bool], Iterator[Timed]]] = {
     "attention": attention,
     "canvas_rows": canvas_cases.canvas_rows,
     "canvas_step": canvas_cases.steps,
-    "kv_write": writes,
     "lm_head": vocabulary_cases.lm_heads,
     "moe_gemm": experts,
     "moe_sort": layer_cases.sorts,

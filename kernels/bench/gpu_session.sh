@@ -97,7 +97,7 @@ kernels)
     bench attention 80
     bench lm_head 60
     bench soft_mix 60
-    for op in norms qkv route moe_sort row_stats row_probs kv_write canvas_rows canvas_step; do
+    for op in norms qkv route moe_sort row_stats row_probs canvas_rows canvas_step; do
         bench $op 30
     done
     ;;

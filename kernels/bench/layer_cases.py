@@ -9,6 +9,7 @@ from diffusiongemma_kernels.moe_sort.op import moe_sort
 from diffusiongemma_kernels.norms import op as norm_op
 from diffusiongemma_kernels.norms import reference as norm_reference
 from diffusiongemma_kernels.norms.types import Entry, Exit
+from diffusiongemma_kernels.paged import FP8, PagedKV
 from diffusiongemma_kernels.qkv import op as qkv_op
 from diffusiongemma_kernels.qkv import reference as qkv_reference
 from diffusiongemma_kernels.route import op as route_op
@@ -42,18 +43,33 @@ def norms(_sweep: bool) -> Iterator[Timed]:
 
 
 def heads(_sweep: bool) -> Iterator[Timed]:
-    for name, kv, dim in (("local", 8, 256), ("global", 2, 512)):
+    for name, kv, dim, kind in (
+        ("local", 8, 256, BF16), ("global", 2, 512, BF16), ("local to fp8", 8, 256, FP8)
+    ):  # fmt: skip
         for count in TOKENS:
-            width = (16 + 2 * kv) * dim
+            width, pages = (16 + 2 * kv) * dim, count // 64
+            cache = torch.zeros(pages, kv, 64, 2 * dim, device="cuda", dtype=kind)
+            paged = PagedKV(*cache.transpose(1, 2).split(dim, -1))
             args = (
-                numbers(count, width), numbers(count, dim), numbers(dim), numbers(dim), kv, EPS
+                numbers(count, width), numbers(count, dim), numbers(dim), numbers(dim), paged,
+                torch.randperm(count, device="cuda"), EPS,
             )  # fmt: skip
+            kept = 2 * kv * dim
             yield Timed(
                 f"{name}, {count} rows",
-                lambda args=args: qkv_op.normed_and_turned_triton(*args),
-                bytes=2 * count * (2 * width + dim),
-                baseline=lambda args=args: qkv_reference.normed_and_turned(*args),
+                lambda args=args: qkv_op.turned_into_cache(*args),
+                bytes=count * (2 * (2 * width - kept + dim) + kept * kind.itemsize),
+                baseline=lambda args=args: eager(*args),
             )
+
+
+def eager(qkv, angles, q_weight, k_weight, kv, slots, eps) -> None:
+    """The reference's heads, and indexed copies."""
+    parts = qkv_reference.normed_and_turned(
+        qkv, angles, q_weight, k_weight, kv.key.shape[2], eps
+    )  # fmt: skip
+    for rows, cache in zip(parts[1:], (kv.key, kv.value), strict=True):
+        cache[slots // 64, slots % 64] = rows.unflatten(1, cache.shape[2:]).to(cache.dtype)
 
 
 def routes(_sweep: bool) -> Iterator[Timed]:

@@ -16,7 +16,6 @@ from diffusiongemma_kernels.attention import hopper as attention_hopper
 from diffusiongemma_kernels.canvas_rows import _kernel as canvas_rows
 from diffusiongemma_kernels.canvas_step import _config as step_config
 from diffusiongemma_kernels.canvas_step import _kernel as canvas_step
-from diffusiongemma_kernels.kv_write import _kernel as kv_write
 from diffusiongemma_kernels.lm_head import _config as lm_config
 from diffusiongemma_kernels.lm_head import _hopper as _hopper_lm_head
 from diffusiongemma_kernels.lm_head import _kernel as lm_head
@@ -29,6 +28,7 @@ from diffusiongemma_kernels.moe_gemm_fp4 import _kernel as fp4
 from diffusiongemma_kernels.moe_sort import _kernel as moe_sort
 from diffusiongemma_kernels.norms import _kernel as layer_norms
 from diffusiongemma_kernels.qkv import _kernel as qkv
+from diffusiongemma_kernels.qkv.op import NUMBERS
 from diffusiongemma_kernels.route import _kernel as routing
 from diffusiongemma_kernels.row_stats import _kernel as row_stats
 from diffusiongemma_kernels.soft_mix import _config as mix_config
@@ -193,17 +193,6 @@ def mix(capability: int, fn, parts: int = 1):
     return compiling.compile_for(fn, pointers, scalars, constants, capability=capability, **launch)
 
 
-def write(capability: int, cache: str):
-    pointers = {"key_ptr": "bf16", "value_ptr": "bf16", "slot_mapping_ptr": "i64"}
-    pointers |= {"k_cache_ptr": cache, "v_cache_ptr": cache}
-    names = [n for n in kv_write.write.arg_names if n.startswith("stride_")]
-    scalars = divisible(*names) | {"k_scale": "fp32", "v_scale": "fp32"}
-    constants = {"WIDTH": 2048, "D": 256, "PAGE": 64, "BLOCK": 2048, "FP8": cache != "bf16"}
-    return compiling.compile_for(
-        kv_write.write, pointers, scalars, constants, capability=capability, num_warps=4
-    )
-
-
 def canvas(capability: int, fn, constants: dict[str, int], warps: int):
     """The kernels between forwards, of 256 positions a canvas and 2816 numbers a row."""
     kinds = dict.fromkeys(("starts_ptr", "ends_ptr", "phase_ptr", "prefill_len_ptr"), "i32")
@@ -346,13 +335,16 @@ def norms(capability: int, fn):
     )
 
 
-def heads(capability: int, kv: int, dim: int):
-    fn = qkv.normed_and_turned
+def heads(capability: int, kv: int, dim: int, cache: str):
+    fn, block = qkv.turned_into_cache, NUMBERS // (dim // 2)
     pointers = {name: "bf16" for name in fn.arg_names if name.endswith("_ptr")}
-    constants = {"HEADS": 16 + 2 * kv, "KV": kv, "D": dim, "BLOCK_D": dim // 2, "BLOCK": 8}
-    scalars = divisible("stride_t") | {"eps": "fp32"}
+    pointers |= {"k_cache_ptr": cache, "v_cache_ptr": cache, "slot_mapping_ptr": "i64"}
+    scalars = divisible(*(name for name in fn.arg_names if name.startswith("stride_")))
+    scalars |= dict.fromkeys(("k_scale", "v_scale", "eps"), "fp32") | {"S": "i32"}
+    constants = {"Q": 16, "KV": kv, "D": dim, "PAGE": 64, "BLOCK": block}
+    constants |= {"PARTS": -(-(16 + 2 * kv) // block), "LEVELS": 2 if dim == 256 else 3}
     return compiling.compile_for(
-        fn, pointers, scalars, constants, capability=capability, num_warps=4 if dim == 256 else 8
+        fn, pointers, scalars, constants, capability=capability, num_warps=4
     )
 
 
@@ -387,7 +379,8 @@ def main(capability: int) -> None:
         pictures = attend(capability, LOCAL, 1024, kv, 1, images=True)
         report("attention", f"local images {kv}", pictures)
     for kv in ("bf16", "fp8e4nv") if capability >= 89 else ("bf16",):
-        report("kv_write", kv, write(capability, kv))
+        report("qkv", f"local {kv}", heads(capability, 8, 256, kv))
+        report("qkv", f"global {kv}", heads(capability, 2, 512, kv))
     if capability == 90:
         for kv in ("bf16", "i32"):  # i32: four numbers of fp8
             split = kv == "i32"
@@ -416,8 +409,6 @@ def main(capability: int) -> None:
     report("route", "bf16", route(capability))
     for fn in (layer_norms.enter, layer_norms.leave):
         report("norms", fn.__name__, norms(capability, fn))
-    report("qkv", "local", heads(capability, 8, 256))
-    report("qkv", "global", heads(capability, 2, 512))
     stored = 2 if capability == 90 else 8
     for ids, lane, tile in ((2048, stored, 32), (8192, stored, 160), (2048, 0, 32)):
         report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane, tile))

@@ -49,6 +49,8 @@ def test_shipped_configurations_compile(gpu: Limit) -> None:
         assert not line["too_early"], f"a product's registers before it is done: {line}"
         if gpu.capability == 90 and line["op"] in WGMMA:
             assert line["wgmma"], line
+        if line["op"] == "qkv":
+            assert line["shared"] == 0, f"numbers move between threads: {line}"
         if line["op"] == "moe_gemm_fp4":
             assert line["moves"] == 0, f"a load waits: {line}"
         if line["op"] in ("moe_gemm", "moe_hopper") and gpu.capability != 100:

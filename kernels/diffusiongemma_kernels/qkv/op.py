@@ -1,52 +1,59 @@
-"""A fused projection's heads, normed and turned to their positions, in one launch."""
+"""A fused projection's heads, normed and turned to their positions."""
 
-import torch
 import triton
 from torch import Tensor
 
+from diffusiongemma_kernels.paged import PagedKV
 from diffusiongemma_kernels.qkv import _kernel, reference
 
-HEADS = 8  # a program
+# Half a head's numbers in a program of four warps: eight a thread, as many as a load takes.
+NUMBERS = 1024
 
 
 def normed_and_turned(
     qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor, kv_heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q = turn(rms(q, q_weight)), k = turn(rms(k, k_weight)), v = rms(v) a head of D
+    """q = turn(rms(q, q_weight)), k = turn(rms(k, k_weight)), v = rms(v) a head of D, on a CPU
 
     qkv [T, (Hq + 2 Hkv) * D], q's heads first; angles [T, D] cosines then sines, by which the two
     halves of a head are turned; weights [D].  -> q [T, Hq * D], k and v [T, Hkv * D].  fp32 until
     the end.
     """
-    run = normed_and_turned_triton if qkv.is_cuda else normed_and_turned_torch
-    return run(qkv, angles, q_weight, k_weight, kv_heads, eps)
-
-
-def normed_and_turned_torch(
-    qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor, kv_heads: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same on a CPU."""
     _check(qkv, angles, q_weight, k_weight)
     return reference.normed_and_turned(qkv, angles, q_weight, k_weight, kv_heads, eps)
 
 
-def normed_and_turned_triton(
-    qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor, kv_heads: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by Triton, a row's next heads a program."""
+def turned_into_cache(
+    qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor, kv: PagedKV,
+    slot_mapping: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    """The same on a GPU in one launch, whose k and v go into their cache slots as by ``kv_write``
+
+    slot_mapping [S] integers with S <= T; k and v of a row at -1, or from S on, are not kept.
+    -> q [T, Hq * D] of all rows.
+    """
     _check(qkv, angles, q_weight, k_weight)
+    kv.check(qkv.dtype)
     (T, width), D = qkv.shape, angles.shape[1]
-    heads = width // D
+    heads, kv_heads = width // D, kv.key.shape[2]
+    S = slot_mapping.shape[0]
+    assert kv.key.shape[3] == D and heads > 2 * kv_heads, f"{kv.key.shape=} {qkv.shape=} {D=}"
+    assert slot_mapping.ndim == 1 and S <= T and slot_mapping.is_contiguous(), (
+        f"{slot_mapping.shape=} {T=}"
+    )
     q = qkv.new_empty(T, (heads - 2 * kv_heads) * D)
-    k, v = torch.empty(2, T, kv_heads * D, dtype=qkv.dtype, device=qkv.device)
+    half = max(32, triton.next_power_of_2(D // 2))
+    block = max(1, NUMBERS // half)
+    parts = -(-heads // block)
     if T:
-        block = triton.next_power_of_2(D // 2)
-        _kernel.normed_and_turned[(T, -(-heads // HEADS))](
-            qkv, angles, q_weight, k_weight, q, k, v, qkv.stride(0), eps,
-            HEADS=heads, KV=kv_heads, D=D, BLOCK_D=block, BLOCK=HEADS,
-            num_warps=4 if block <= 128 else 8,
+        _kernel.turned_into_cache[(T * parts,)](
+            qkv, angles, q_weight, k_weight, q, kv.key, kv.value, slot_mapping,
+            float(kv.k_scale), float(kv.v_scale), S, qkv.stride(0),
+            *kv.key.stride()[:3], *kv.value.stride()[:3], eps,
+            Q=heads - 2 * kv_heads, KV=kv_heads, D=D, PAGE=kv.key.shape[1],
+            BLOCK=block, PARTS=parts, LEVELS=(half // 32).bit_length() - 1, num_warps=4,
         )  # fmt: skip
-    return q, k, v
+    return q
 
 
 def _check(qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor) -> None:

@@ -1,7 +1,9 @@
 import torch
 from torch import Tensor
 
+from diffusiongemma_kernels.kv_write.reference import kv_write
 from diffusiongemma_kernels.norms.reference import rms
+from diffusiongemma_kernels.paged import PagedKV
 
 
 def turned(x: Tensor, angles: Tensor) -> Tensor:
@@ -21,3 +23,13 @@ def normed_and_turned(
     parts = (q, k, rms(v, None, eps))
     q, k, v = (part.to(qkv.dtype).flatten(1) for part in parts)
     return q, k, v
+
+
+def turned_into_cache(
+    qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor, kv: PagedKV,
+    slot_mapping: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    D, kv_heads = angles.shape[1], kv.key.shape[2]
+    q, k, v = normed_and_turned(qkv, angles, q_weight, k_weight, kv_heads, eps)
+    kv_write(k.unflatten(1, (-1, D)), v.unflatten(1, (-1, D)), kv, slot_mapping)
+    return q
