@@ -91,7 +91,7 @@ def turned_into_cache(
     cos = tl.load(angles_ptr + d, mask=turned, other=1.0).to(tl.float32)
     sin = tl.load(angles_ptr + D // 2 + d, mask=turned, other=0.0).to(tl.float32)
 
-    # Written out, since compilers choose among products which one is not rounded.
+    # Written out, since compilers choose which product is not rounded; -x would be 0 - x to them.
     scale = tl.rsqrt(total(tl.fma(a, a, b * b), LEVELS) / D + eps)
     a *= a_weight * scale
     b *= b_weight * scale
