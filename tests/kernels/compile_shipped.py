@@ -6,7 +6,6 @@ import sys
 
 import machine_code
 import torch
-from triton.experimental.gluon import language as gl
 
 from diffusiongemma_kernels import compiling
 from diffusiongemma_kernels.attention import _config
@@ -139,15 +138,15 @@ def read(capability: int):
     )
 
 
-def gluon_read(plan: lm_head_hopper.Plan):
+def gluon_read():
     """The same on Hopper."""
     pointers = ROWS | {"sums_ptr": "fp32", "tops_ptr": "fp32"}
     scalars = divisible("V", "H", "TILES", "stride_l") | {"R": "i32", "group": "i32"}
-    layout = gl.NVMMASharedLayout(plan.swizzle, 16, 2)
+    layout = _hopper_lm_head.OPERAND.value
     for name, rows in (("hidden", lm_head_hopper.ROWS), ("weight", lm_head_hopper.STRIP)):
-        scalars[name] = f"tensordesc<bf16[{rows}, {plan.columns}],{layout!r}>"
+        scalars[name] = f"tensordesc<bf16[{rows}, {lm_head_hopper.COLUMNS}],{layout!r}>"
     launch = {"num_warps": 4, "maxnreg": lm_head_hopper.REGISTERS.launch}
-    constants = lm_head_hopper.constants(plan, 30.0)
+    constants = lm_head_hopper.constants(30.0)
     return compiling.compile_for(
         _hopper_lm_head.read, pointers, scalars, constants, capability=90, **launch
     )
@@ -398,8 +397,7 @@ def main(capability: int) -> None:
     report("canvas_step", "", canvas(capability, canvas_step.step, constants, step.warps))
     report("lm_head", "read", read(capability))
     if capability == 90:
-        for plan in (lm_head_hopper.FEW, lm_head_hopper.MANY):
-            report("lm_head_in_gluon", f"{plan.columns} columns", gluon_read(plan))
+        report("lm_head_in_gluon", "read", gluon_read())
     report("lm_head_finish", "bf16", read_finish(capability))
     parts = (soft_mix.select, soft_mix.line_up, soft_mix.mix_few, soft_mix.weigh)
     for fn in (*parts, soft_mix.add_splits):

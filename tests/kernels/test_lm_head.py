@@ -150,10 +150,9 @@ def test_hopper(case: Case, hopper_gpu: torch.device) -> None:
         assert torch.equal(its[0], all_rows[-1]), "a row depends on others"
 
 
-def test_its_plans_fill_no_more_than_a_processor() -> None:
-    for plan in (hopper.choose(1), hopper.choose(257)):
-        stages = plan.stages * (hopper.ROWS + 4 * hopper.STRIP) * plan.columns * 2
-        assert stages + hopper.ROWS * 4 * hopper.STRIP * 2 <= 226 * 1024
+def test_its_tiles_fit_a_processor() -> None:
+    stages = hopper.STAGES * (hopper.ROWS + 4 * hopper.STRIP) * hopper.COLUMNS * 2
+    assert stages + hopper.ROWS * 4 * hopper.STRIP * 2 <= 226 * 1024
     launch, multiplying, folding, fetching = hopper.REGISTERS
     assert 512 * launch <= 65536 and 2 * multiplying + folding + fetching <= 4 * launch
 

@@ -21,10 +21,13 @@ CALLS = gl.constexpr(_config.CALLS)
 GROUP = gl.constexpr(_config.GROUP)
 ROWS = gl.constexpr(hopper.ROWS // 2)  # of either group that multiplies
 STRIP = gl.constexpr(hopper.STRIP)
+COLUMNS = gl.constexpr(hopper.COLUMNS)  # of a stage
+STAGES = gl.constexpr(hopper.STAGES)
 LOWEST = gl.constexpr(stats.LOWEST.value)
 LOG2E = gl.constexpr(stats.LOG2E.value)
 CHUNK = gl.constexpr(8)  # tokens of each strip that are folded at once
 CHUNKS = gl.constexpr(STRIP.value // CHUNK.value)
+OPERAND = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * STRIP.value, 16]))
 PIECE = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 1, [1, 0]))
 PIECES = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 1, [2, 1, 0]))
@@ -38,7 +41,7 @@ scaled, race, inverse, as_logits, philox = (
 
 
 @gluon.jit
-def fetch(hidden, weight, work, ring, COLUMNS: gl.constexpr, STAGES: gl.constexpr):
+def fetch(hidden, weight, work, ring):
     x, w, full, empty = ring
     blocks, items, H = work
     it = 0
@@ -69,9 +72,7 @@ def store_half(acc, pieces, HALF: gl.constexpr, WHICH: gl.constexpr):
 
 
 @gluon.jit
-def multiply(
-    work, ring, handed, WHICH: gl.constexpr, COLUMNS: gl.constexpr, STAGES: gl.constexpr
-):
+def multiply(work, ring, handed, WHICH: gl.constexpr):
     x, w, full, empty = ring
     whole, filled, emptied = handed
     pieces = whole.index(0)  # by eight tokens
@@ -220,14 +221,11 @@ def read(
     group,  # of the first token, GROUP tokens each
     stride_l,
     SOFTCAP: gl.constexpr,
-    COLUMNS: gl.constexpr,  # of a stage
-    STAGES: gl.constexpr,
     MULTIPLYING: gl.constexpr,  # registers
     FOLDING: gl.constexpr,
     FETCHING: gl.constexpr,
 ):
     KIND: gl.constexpr = logits_ptr.dtype.element_ty
-    OPERAND: gl.constexpr = hidden.layout
     x = gl.allocate_shared_memory(KIND, [STAGES, 2 * ROWS, COLUMNS], OPERAND)
     strips = gl.allocate_shared_memory(KIND, [STAGES * 4, STRIP, COLUMNS], OPERAND)
     w = reinterpret(strips, KIND, [STAGES, 4 * STRIP, COLUMNS], OPERAND)
@@ -251,10 +249,10 @@ def read(
     out = (logits_ptr, tops_ptr, sums_ptr)
     gl.warp_specialize(
         [
-            (multiply, (work, ring, (whole, filled, emptied), 0, COLUMNS, STAGES)),
-            (multiply, (work, ring, (whole, filled, emptied), 1, COLUMNS, STAGES)),
+            (multiply, (work, ring, (whole, filled, emptied), 0)),
+            (multiply, (work, ring, (whole, filled, emptied), 1)),
             (fold, (rows, work, out, (pieces, by_strip, filled, emptied), SOFTCAP)),
-            (fetch, (hidden, weight, work, (x, strips, full, empty), COLUMNS, STAGES)),
+            (fetch, (hidden, weight, work, (x, strips, full, empty))),
         ],
         [4, 4, 1],
         [MULTIPLYING, FOLDING, FETCHING],

@@ -16,18 +16,8 @@ class Registers(NamedTuple):
     fetching: int
 
 
-class Plan(NamedTuple):
-    columns: int  # of a stage
-    stages: int  # which fill shared memory with a tile of logits
-
-    @property
-    def swizzle(self) -> int:
-        """Bytes, which a row of a stage has."""
-        return 2 * self.columns
-
-
 ROWS, STRIP = 128, 64  # of a tile: rows, and a quarter of its tokens
-FEW, MANY = Plan(32, 6), Plan(64, 3)  # rows; they give a row the same bits
+COLUMNS, STAGES = 64, 3  # a stage; with a tile of logits they fill shared memory
 REGISTERS = Registers(128, 168, 136, 40)
 
 
@@ -46,17 +36,10 @@ def runs(hidden: Tensor, weight: Tensor) -> bool:
     )
 
 
-def choose(rows: int) -> Plan:
-    """By `bench/run.py lm_head` on an H200."""
-    return FEW if rows <= 256 else MANY
-
-
-def constants(plan: Plan, softcap: float) -> dict[str, float]:
+def constants(softcap: float) -> dict[str, float]:
     """What is compiled in."""
     return {
         "SOFTCAP": softcap,
-        "COLUMNS": plan.columns,
-        "STAGES": plan.stages,
         "MULTIPLYING": REGISTERS.multiplying,
         "FOLDING": REGISTERS.folding,
         "FETCHING": REGISTERS.fetching,
@@ -68,17 +51,15 @@ def launch(
     tops: Tensor, sums: Tensor, *, softcap: float, group: int,
 ) -> None:
     """What `_kernel.read` writes.  rows: temperature, seed and counter; group: of weight's first"""
-    from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     from diffusiongemma_kernels.lm_head import _hopper
 
-    plan = choose(len(hidden))
-    layout = gl.NVMMASharedLayout(plan.swizzle, 16, 2)
+    layout = _hopper.OPERAND.value
     (R, V), H, tiles = logits.shape, hidden.shape[1], sums.shape[2]
     _hopper.read[(target.of(hidden.device).processors,)](
-        TensorDescriptor.from_tensor(hidden, [ROWS, plan.columns], layout),
-        TensorDescriptor.from_tensor(weight, [STRIP, plan.columns], layout),
+        TensorDescriptor.from_tensor(hidden, [ROWS, COLUMNS], layout),
+        TensorDescriptor.from_tensor(weight, [STRIP, COLUMNS], layout),
         *rows,
         logits,
         tops,
@@ -89,7 +70,7 @@ def launch(
         tiles,
         group,
         logits.stride(0),
-        **constants(plan, softcap),
+        **constants(softcap),
         num_warps=4,
         maxnreg=REGISTERS.launch,
     )
