@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.layernorm import RMSNorm
 
+from diffusiongemma_kernels.moe_gemm.routed import summed
+from diffusiongemma_kernels.moe_gemm.types import Unsummed
 from diffusiongemma_kernels.norms.op import enter, leave
 from diffusiongemma_kernels.norms.types import Entry, Exit
 from diffusiongemma_vllm.model.attention import LayerAttention
@@ -90,10 +92,12 @@ class Layer(nn.Module):
         )
         return leave(x, dense, experts, behind, self.scalar(denoising), self.eps)
 
-    def all_experts(self, x: Tensor, scores: Tensor) -> Tensor:
+    def all_experts(self, x: Tensor, scores: Tensor) -> Tensor | Unsummed:
         """x: [T, H]  scores: [T, E]  ->  [T, H], of the experts of all ranks"""
         found = self.experts(x, scores)
-        return self.ranks.sum(found) if isinstance(self.experts, OurExperts) else found
+        if self.ranks.count > 1 and isinstance(self.experts, OurExperts):
+            return self.ranks.sum(summed(found))
+        return found
 
     def scalar(self, denoising: Tensor | None) -> Tensor:
         if denoising is None or not self.scalars_differ:

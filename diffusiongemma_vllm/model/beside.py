@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 from vllm import envs
 from vllm.utils.multi_stream_utils import maybe_execute_in_parallel
 from vllm.utils.torch_utils import aux_stream
 
 from diffusiongemma_vllm.model.ranks import Ranks
+
+Long = TypeVar("Long")
+Short = TypeVar("Short")
 
 
 class Beside:
@@ -27,9 +30,7 @@ class Beside:
         if self.stream is not None:
             self.begun, self.done = torch.cuda.Event(), torch.cuda.Event()
 
-    def __call__(
-        self, long: Callable[[], Tensor], short: Callable[[], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, long: Callable[[], Long], short: Callable[[], Short]) -> tuple[Long, Short]:
         if self.stream is None:
             return long(), short()
         first, second = maybe_execute_in_parallel(long, short, self.begun, self.done, self.stream)

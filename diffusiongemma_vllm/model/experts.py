@@ -13,9 +13,9 @@ from vllm.platforms import current_platform
 
 from diffusiongemma_kernels import target
 from diffusiongemma_kernels.formats.nvfp4 import BLOCK, E4M3_TINY, NVFP4, dequantize
-from diffusiongemma_kernels.moe_gemm.op import moe
+from diffusiongemma_kernels.moe_gemm.op import moe_unsummed
 from diffusiongemma_kernels.moe_gemm.pack import pack
-from diffusiongemma_kernels.moe_gemm.types import Dense
+from diffusiongemma_kernels.moe_gemm.types import Dense, Unsummed
 from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
 from diffusiongemma_kernels.moe_gemm_fp4.op import moe_fp4, multiplies_fp4
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4
@@ -32,10 +32,11 @@ BF16_ROUNDING, NVFP4_ROUNDING = 0.02, 0.5
 
 def run_kernels(
     x: Tensor, scores: Tensor, routing: Routing, gate_up: Weights, down: Weights
-) -> Tensor:
-    """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+) -> Tensor | Unsummed:
+    """x: [T, H]  scores: [T, E]  ->  [T, H], summed or not"""
     weights, ids = routing(scores)
-    return moe(x, ids, weights, gate_up, down, batch_invariant=envs.VLLM_BATCH_INVARIANT)
+    invariant = envs.VLLM_BATCH_INVARIANT
+    return moe_unsummed(x, ids, weights, gate_up, down, batch_invariant=invariant)
 
 
 class DenseExperts(TorchExperts):
@@ -57,8 +58,10 @@ class DenseExperts(TorchExperts):
             device=self.down_proj.device,
         )
 
-    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
-        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+    def forward(  # type: ignore[override]
+        self, x: Tensor, scores: Tensor
+    ) -> Tensor | Unsummed:
+        """x: [T, H]  scores: [T, E]  ->  [T, H], summed or not"""
         gate_up, down = Dense(self.gate_up_proj), Dense(self.down_proj)
         return run_kernels(x, scores, self.routing, gate_up, down)
 
@@ -71,8 +74,8 @@ class PackedExperts(nn.Module):
         self.routing = routing
         self.gate_up, self.down = pack(*gate_up, gate_up=True), pack(*down, gate_up=False)
 
-    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
-        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor | Unsummed:
+        """x: [T, H]  scores: [T, E]  ->  [T, H], summed or not"""
         return run_kernels(x, scores, self.routing, self.gate_up, self.down)
 
 
@@ -84,8 +87,8 @@ class Fp4Experts(nn.Module):
         self.routing = routing
         self.gate_up, self.down = gate_up, down
 
-    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
-        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+    def forward(self, x: Tensor, scores: Tensor) -> Unsummed:
+        """x: [T, H]  scores: [T, E]  ->  [T, H], summed or not"""
         weights, ids = self.routing(scores)
         invariant = envs.VLLM_BATCH_INVARIANT
         return moe_fp4(x, ids, weights, self.gate_up, self.down, batch_invariant=invariant)
@@ -276,8 +279,8 @@ class Nvfp4Experts(nn.Module):
                 ours[e].copy_(dequantize(NVFP4(*(part[e] for part in theirs))))
         return experts
 
-    def forward(self, x: Tensor, scores: Tensor) -> Tensor:
-        """x: [T, H]  scores: [T, E]  ->  [T, H]"""
+    def forward(self, x: Tensor, scores: Tensor) -> Tensor | Unsummed:
+        """x: [T, H]  scores: [T, E]  ->  [T, H], summed or not"""
         assert self.run is not None, "the experts' weights are not loaded"
         return self.run(x, scores)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vllm.logger import init_logger
 
 from diffusiongemma_kernels.ahead import Ahead
+from diffusiongemma_kernels.moe_gemm.routed import summed
 from diffusiongemma_kernels.route.reference import route
 from diffusiongemma_vllm.model.moe import Routing
 
@@ -63,7 +64,8 @@ def check(
         worst, all_wanted = 0.0, exact(all_rows, all_scores, weights, routing)
         for x, scores in steps:
             want = all_wanted[: len(x)]
-            error = (run(x, scores).float() - want).norm(dim=1) / want.norm(dim=1).clamp(min=1e-20)
+            got = summed(run(x, scores)).float()
+            error = (got - want).norm(dim=1) / want.norm(dim=1).clamp(min=1e-20)
             worst = max(worst, float(error.nan_to_num(float("inf")).max()))
         if worst > limit:
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
@@ -79,7 +81,7 @@ def check(
         ahead = Ahead()
         with ahead.launched():
             for x, scores in steps:
-                run(x, scores)
+                summed(run(x, scores))
         _begun.append((ahead, compare))
     else:
         compare()

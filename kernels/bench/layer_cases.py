@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import torch
 from timed import Timed
 
+from diffusiongemma_kernels.moe_gemm.routed import summed
+from diffusiongemma_kernels.moe_gemm.types import Unsummed
 from diffusiongemma_kernels.moe_sort.op import moe_sort
 from diffusiongemma_kernels.norms import op as norm_op
 from diffusiongemma_kernels.norms import reference as norm_reference
@@ -40,6 +42,16 @@ def norms(_sweep: bool) -> Iterator[Timed]:
             f"leave, {count} rows", lambda args=more: norm_op.leave_triton(*args), bytes=5 * row,
             baseline=lambda args=more: norm_reference.leave(*args),
         )  # fmt: skip
+        ids = torch.randn(count, EXPERTS, device="cuda").topk(TOP_K).indices.int()
+        slots = Unsummed(numbers(count * TOP_K, HIDDEN), ids, EXPERTS)
+        yield Timed(
+            f"leave, {count} rows, {TOP_K} slots each",
+            lambda x=x, y=y, slots=slots, rest=more[3:]: norm_op.leave_triton(x, y, slots, *rest),
+            bytes=(4 + TOP_K) * row,
+            baseline=lambda x=x, y=y, slots=slots, rest=more[3:]: norm_op.leave_triton(
+                x, y, summed(slots), *rest
+            ),
+        )
 
 
 def heads(_sweep: bool) -> Iterator[Timed]:

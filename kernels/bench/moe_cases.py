@@ -9,6 +9,7 @@ import torch
 
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_gemm import hopper, op, reference
+from diffusiongemma_kernels.moe_gemm.routed import summed
 from diffusiongemma_kernels.moe_gemm.testing import (
     packed,
     random_nvfp4,
@@ -151,6 +152,8 @@ def swept(weights: tuple[Nvfp4, Nvfp4]) -> Iterator[Moe]:
             yield timed(
                 f"{tokens} tokens, tiles of {plan.tile}",
                 routed,
-                lambda routed=routed, plan=plan: op.moe_hopper(*routed, *weights, plan=plan),
+                lambda routed=routed, plan=plan: summed(
+                    op.moe_hopper(*routed, *weights, plan=plan)
+                ),
                 "nvfp4",
             )

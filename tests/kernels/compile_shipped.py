@@ -325,12 +325,15 @@ def route(capability: int):
     )  # fmt: skip
 
 
-def norms(capability: int, fn):
+def norms(capability: int, fn, top_k: int = 0):
+    """top_k: of the slots that `leave` adds up."""
     pointers = {name: "bf16" for name in fn.arg_names if name.endswith("_ptr")}
-    named = (name for name in fn.arg_names if name.startswith("stride_"))
-    strides = divisible("H", "plane", *named)
+    pointers |= {"ids_ptr": "i32"} if top_k else {}
+    numbers = [n for n in fn.arg_names if n.startswith("stride_") or n in ("H", "plane", "E")]
+    scalars = divisible(*numbers) | {"eps": "fp32"}
+    constants = {"BLOCK": 4096} | ({"K": top_k} if "K" in fn.arg_names else {})
     return compiling.compile_for(
-        fn, pointers, strides | {"eps": "fp32"}, {"BLOCK": 4096}, capability=capability, num_warps=8
+        fn, pointers, scalars, constants, capability=capability, num_warps=8
     )
 
 
@@ -407,6 +410,7 @@ def main(capability: int) -> None:
     report("route", "bf16", route(capability))
     for fn in (layer_norms.enter, layer_norms.leave):
         report("norms", fn.__name__, norms(capability, fn))
+    report("norms", "leave, 8 slots", norms(capability, layer_norms.leave, 8))
     stored = 2 if capability == 90 else 8
     for ids, lane, tile in ((2048, stored, 32), (8192, stored, 160), (2048, 0, 32)):
         report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane, tile))

@@ -10,6 +10,7 @@ from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_decode._kernel import DECODE
 from diffusiongemma_kernels.moe_gemm import _config, op, pack, reference
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
+from diffusiongemma_kernels.moe_gemm.routed import summed
 from diffusiongemma_kernels.moe_gemm.testing import (
     MOE,
     Case,
@@ -48,7 +49,7 @@ def test_triton(case: Case, format: str, device: str) -> None:
         pytest.skip("float32 is for the interpreter")
     routed, gate_up, down = make(case)
     weights = packed(gate_up, down) if format == "nvfp4" else map(Dense, dense(gate_up, down))
-    got = op.moe_triton(*routed, *weights)
+    got = summed(op.moe_triton(*routed, *weights))
     assert worst_row(got, exact(routed, gate_up, down)) < MOE[torch.float32]
 
 
@@ -59,7 +60,7 @@ def test_tiles(config: Config, format: str, device: str) -> None:
         pytest.skip("float32 is for the interpreter")
     routed, gate_up, down = make(Case(40, "", 3, 2, 208, 80))
     weights = packed(gate_up, down) if format == "nvfp4" else map(Dense, dense(gate_up, down))
-    got = op.moe_triton(*routed, *weights, config=config)
+    got = summed(op.moe_triton(*routed, *weights, config=config))
     assert worst_row(got, exact(routed, gate_up, down)) < MOE[torch.float32]
 
 
@@ -76,7 +77,7 @@ def test_one_expert_takes_all(device: str) -> None:
         pytest.skip("float32 is for the interpreter")
     (x, ids, share), gate_up, down = make(Case(40, ""))
     ids = torch.full_like(ids, 3)
-    got = op.moe_triton(x, ids, share, *packed(gate_up, down))
+    got = summed(op.moe_triton(x, ids, share, *packed(gate_up, down)))
     assert worst_row(got, exact((x, ids, share), gate_up, down)) < MOE[torch.float32]
 
 
@@ -89,7 +90,7 @@ def test_experts_of_other_ranks_add_nothing(function, device: str) -> None:
     ids[3] = 6
     want = exact((x, ids, share), gate_up, down)
     assert want[3].abs().sum() == 0
-    got = function(x, ids, share, *packed(gate_up, down))
+    got = summed(function(x, ids, share, *packed(gate_up, down)))
     assert worst_row(got, want) < MOE[torch.float32]
 
 
@@ -102,10 +103,10 @@ def test_a_row_is_independent_of_its_batch(device: str, monkeypatch) -> None:
     )
     (x, ids, share), gate_up, down = make(Case(40, ""))
     weights = packed(gate_up, down)
-    whole = op.moe_triton(x, ids, share, *weights, batch_invariant=True)
+    whole = summed(op.moe_triton(x, ids, share, *weights, batch_invariant=True))
     for r in (0, 7, 39):
         one = [part[r : r + 1].contiguous() for part in (x, ids, share)]
-        assert torch.equal(op.moe_triton(*one, *weights, batch_invariant=True)[0], whole[r])
+        assert torch.equal(summed(op.moe_triton(*one, *weights, batch_invariant=True))[0], whole[r])
 
 
 def test_batch_invariant_choice_is_one() -> None:

@@ -5,6 +5,7 @@ import torch
 
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_gemm import hopper, op, pack
+from diffusiongemma_kernels.moe_gemm.routed import summed
 from diffusiongemma_kernels.moe_gemm.testing import (
     MOE,
     Case,
@@ -46,7 +47,7 @@ def make_bf16(case: Case) -> tuple:
 def test_plans_agree_to_the_bit(case: Case, hopper_gpu: torch.device) -> None:
     routed, gate_up, down = make_bf16(case)
     weights, want = packed(gate_up, down), exact(routed, gate_up, down)
-    got = [op.moe_hopper(*routed, *weights, plan=plan) for plan in PLANS]
+    got = [summed(op.moe_hopper(*routed, *weights, plan=plan)) for plan in PLANS]
     assert worst_row(got[0], want) < MOE[torch.bfloat16]
     for other in got[1:]:
         assert torch.equal(other, got[0])
@@ -57,7 +58,7 @@ def test_plans_agree_to_the_bit(case: Case, hopper_gpu: torch.device) -> None:
 def test_one_expert_takes_all(plan: hopper.Plan, hopper_gpu: torch.device) -> None:
     (x, ids, share), gate_up, down = make_bf16(Case(400, ""))
     ids = torch.full_like(ids, 3)
-    got = op.moe_hopper(x, ids, share, *packed(gate_up, down), plan=plan)
+    got = summed(op.moe_hopper(x, ids, share, *packed(gate_up, down), plan=plan))
     assert worst_row(got, exact((x, ids, share), gate_up, down)) < MOE[torch.bfloat16]
 
 
@@ -69,8 +70,8 @@ def test_experts_of_other_ranks_add_nothing(hopper_gpu: torch.device) -> None:
     ids[3] = 6
     want = exact((x, ids, share), gate_up, down)
     assert want[3].abs().sum() == 0
-    assert worst_row(op.moe_hopper(x, ids, share, *weights), want) < MOE[torch.bfloat16]
-    assert not op.moe_hopper(x, torch.full_like(ids, -1), share, *weights).any()
+    assert worst_row(summed(op.moe_hopper(x, ids, share, *weights)), want) < MOE[torch.bfloat16]
+    assert not summed(op.moe_hopper(x, torch.full_like(ids, -1), share, *weights)).any()
 
 
 @pytest.mark.gpu
@@ -90,7 +91,7 @@ def test_every_code_and_scale(plan: hopper.Plan, hopper_gpu: torch.device) -> No
     gate_up = pack.pack(pairs, twos.to(torch.float8_e4m3fn), one, gate_up=True)
     x = torch.eye(F, H, device=hopper_gpu, dtype=torch.bfloat16)
     ids = torch.zeros(F, 1, dtype=torch.int32, device=hopper_gpu)
-    got = op.moe_hopper(x, ids, one.expand(F, 1) / 8, gate_up, down, plan=plan)
+    got = summed(op.moe_hopper(x, ids, one.expand(F, 1) / 8, gate_up, down, plan=plan))
     assert torch.equal(got.float(), dequantize(NVFP4(codes, scales, one))[0].T)
 
 
@@ -99,5 +100,5 @@ def test_nobody_waits_for_a_program_that_does_not_run(hopper_gpu: torch.device) 
     """More programs than fit beside each other: rows of h come from those that draw items."""
     routed, gate_up, down = make_bf16(Case(300, "", zipf=1.0))
     weights, plan = packed(gate_up, down), hopper.TABLE[0].plan
-    got = op.moe_hopper(*routed, *weights, plan=plan._replace(programs=8))
-    assert torch.equal(got, op.moe_hopper(*routed, *weights, plan=plan))
+    got = summed(op.moe_hopper(*routed, *weights, plan=plan._replace(programs=8)))
+    assert torch.equal(got, summed(op.moe_hopper(*routed, *weights, plan=plan)))

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from diffusiongemma_kernels.moe_gemm.routed import summed
+from diffusiongemma_kernels.moe_gemm.types import Unsummed
 from diffusiongemma_kernels.norms import op, reference
 from diffusiongemma_kernels.norms.types import Entry, Exit
 
@@ -48,6 +50,28 @@ def check_leave(function, rows: int, width: int, device: str, a_row: bool, dtype
     same(got, (after, norm(after, (width,), following, EPS)), dtype)
 
 
+def check_leave_adds_up(rows: int, width: int, top_k: int, device: str, dtype) -> None:
+    """Slot by slot in fp32, then rounded, to the bits of a sum made before."""
+    (x, dense), weights = make(rows, width, 2, device, dtype)
+    slots = make(rows * top_k, width, 1, device, dtype)[0][0].contiguous()
+    # Of 6 experts: -2, -1, 6 and 7 are nobody's, and their slots as memory was.
+    ids = torch.arange(rows * top_k).remainder(10).sub(2).int().to(device)
+    elsewhere = (ids < 0) | (ids >= 6)
+    want = slots.float().masked_fill(elsewhere[:, None], 0).view(rows, top_k, width)
+    total = torch.zeros(rows, width, device=device)
+    for part in want.unbind(1):
+        total += part
+    slots[elsewhere] = float("nan")
+    found = Unsummed(slots, ids.view(rows, top_k), 6)
+    assert torch.equal(summed(found), total.to(dtype))
+    behind, scalar = Exit(*weights), torch.rand(rows, 1, device=device, dtype=dtype) + 0.5
+    got = op.leave_triton(x, dense, found, behind, scalar, EPS)
+    for mine, theirs in zip(
+        got, op.leave_triton(x, dense, total.to(dtype), behind, scalar, EPS), strict=True
+    ):
+        assert mine.dtype == dtype and torch.equal(mine, theirs)
+
+
 @pytest.mark.parametrize("rows, width", CASES)
 def test_enter(rows: int, width: int, device: str) -> None:
     check_enter(op.enter_triton, rows, width, device)
@@ -61,6 +85,12 @@ def test_leave(rows: int, width: int, a_row: bool, device: str) -> None:
     check_leave(op.leave_torch, rows, width, "cpu", a_row)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # bf16 is cut off there
+@pytest.mark.parametrize("rows, width", CASES)
+def test_leave_adds_a_rows_experts_up(rows: int, width: int, dtype, device: str) -> None:
+    check_leave_adds_up(rows, width, 3, device, dtype)
+
+
 def test_a_row_of_zeros_stays_zero() -> None:
     assert not reference.rms(torch.zeros(2, 8), torch.ones(8), EPS).any()
 
@@ -70,3 +100,4 @@ def test_real_shape() -> None:
     for rows in (1, 256, 2048):
         check_enter(op.enter_triton, rows, 2816, "cuda", torch.bfloat16)
         check_leave(op.leave_triton, rows, 2816, "cuda", True, torch.bfloat16)
+        check_leave_adds_up(rows, 2816, 8, "cuda", torch.bfloat16)

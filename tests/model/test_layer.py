@@ -1,11 +1,14 @@
 """What a layer does around its attention, against transformers' layer with attention bypassed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 from torch.testing import assert_close
 
+from diffusiongemma_kernels.moe_gemm.types import Unsummed
 from diffusiongemma_vllm.model.backbone import Layer
 
 CLOSE = dict(rtol=1e-5, atol=1e-5)
@@ -71,6 +74,18 @@ def test_the_experts_read_the_stream_before_the_mlp(ours, rows):
     want = (x + layer.post_feedforward_layernorm(dense + experts)) * layer.encoder_scalar
     got, _ = layer.after_attention(rows, mixed, None, torch.ones(rows.shape[1]))
     assert_close(got, want, **CLOSE)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel in the interpreter")
+def test_several_ranks_tell_each_other_sums(ours, rows, monkeypatch):
+    """What a GPU's experts leave for ``norms.leave`` to add up, where nobody else adds to it."""
+    layer = ours.model.layers[0]
+    ids = torch.tensor([[0, 7]] * len(rows), dtype=torch.int32)
+    found = Unsummed(rows.repeat_interleave(2, 0), ids, 8)
+    monkeypatch.setattr(layer.experts, "forward", lambda x, scores: found)
+    assert layer.all_experts(rows, rows) is found
+    monkeypatch.setattr(layer, "ranks", SimpleNamespace(count=2, sum=lambda x: -x))
+    assert torch.equal(layer.all_experts(rows, rows), -2 * rows)
 
 
 def test_scalars_of_the_two_modes_are_kept_apart(ours):

@@ -194,6 +194,18 @@ def down(
 
 
 @triton.jit
+def slot_sum(slots_ptr, ids_ptr, t, h, H, E, K: tl.constexpr):
+    """A row's slots of experts 0 .. E - 1 in their order.   h [BLOCK]  ->  [BLOCK] f32"""
+    total = tl.zeros(h.shape, tl.float32)
+    for k in tl.static_range(K):
+        expert = tl.load(ids_ptr + t * K + k)
+        written = tl.where((expert >= 0) & (expert < E), H, 0)
+        part = tl.load(slots_ptr + (t * K + k) * H + h, mask=h < written, other=0.0)
+        total += part.to(tl.float32)
+    return total
+
+
+@triton.jit
 def add_slots(
     slots_ptr,  # [T, K, H]
     ids_ptr,  # [T, K] i32
@@ -205,10 +217,5 @@ def add_slots(
 ):
     t = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    total = tl.zeros([BLOCK], tl.float32)
-    for k in tl.static_range(K):
-        expert = tl.load(ids_ptr + t * K + k)
-        written = tl.where((expert >= 0) & (expert < E), H, 0)
-        part = tl.load(slots_ptr + (t * K + k) * H + h, mask=h < written, other=0.0)
-        total += part.to(tl.float32)
+    total = slot_sum(slots_ptr, ids_ptr, t, h, H, E, K)
     tl.store(y_ptr + t * H + h, total.to(y_ptr.dtype.element_ty), mask=h < H)

@@ -6,7 +6,7 @@ from torch import Tensor
 from diffusiongemma_kernels import target
 from diffusiongemma_kernels.moe_gemm import _config, _kernel, _torch, hopper, routed
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
-from diffusiongemma_kernels.moe_gemm.types import Dense, Experts, Nvfp4
+from diffusiongemma_kernels.moe_gemm.types import Dense, Experts, Nvfp4, Unsummed
 from diffusiongemma_kernels.moe_sort.op import moe_sort
 from diffusiongemma_kernels.moe_sort.types import Sorted
 
@@ -27,6 +27,21 @@ def moe(
     Products are of x's dtype and sums fp32; h and each slot's row are rounded to x's dtype.
     `batch_invariant`: a row's bits do not depend on the other rows.
     """
+    return routed.summed(
+        moe_unsummed(x, topk_ids, topk_weights, gate_up, down, batch_invariant=batch_invariant)
+    )
+
+
+def moe_unsummed(
+    x: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    gate_up: Experts,
+    down: Experts,
+    *,
+    batch_invariant: bool = False,
+) -> Tensor | Unsummed:
+    """What `moe` adds up, for `norms.leave` to add up; on a CPU the sum."""
     routed_x = (x, topk_ids, topk_weights)
     if not x.is_cuda:
         return moe_torch(*routed_x, gate_up, down)
@@ -39,7 +54,7 @@ def moe(
 def moe_torch(
     x: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: Experts, down: Experts
 ) -> Tensor:
-    """The same on a CPU; batch-invariant as far as torch's matrix product is."""
+    """The sum on a CPU; batch-invariant as far as torch's matrix product is."""
     _check(x, topk_ids, topk_weights, gate_up, down)
     return _torch.moe(x, topk_ids, topk_weights, gate_up, down)
 
@@ -53,21 +68,18 @@ def moe_triton(
     *,
     batch_invariant: bool = False,
     config: Config | None = None,
-) -> Tensor:
-    """The same by Triton.  `config` overrides the table, for tests and for the bench."""
+) -> Unsummed:
+    """Every slot's row by Triton.  `config` overrides the table, for tests and for the bench."""
     E = _check(x, topk_ids, topk_weights, gate_up, down)
     (T, K), nvfp4 = topk_ids.shape, isinstance(gate_up, Nvfp4)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if T == 0:
-        return y
+        return Unsummed(torch.empty_like(x), topk_ids, E)
     cfg = config or _config.choose(
         T * K / E, nvfp4, target.of(x.device).capability, batch_invariant
     )
     ordered = moe_sort(x, topk_ids, experts=E, block=cfg.block_n, lane=8 if nvfp4 else 0)
     h = launch_gate_up(ordered, gate_up, K, cfg)
-    slots = launch_down(ordered, h, topk_weights, down, cfg)
-    routed.add_slots(slots, topk_ids, y, E)
-    return y
+    return Unsummed(launch_down(ordered, h, topk_weights, down, cfg), topk_ids, E)
 
 
 def moe_hopper(
@@ -78,18 +90,15 @@ def moe_hopper(
     down: Nvfp4,
     *,
     plan: hopper.Plan | None = None,
-) -> Tensor:
+) -> Unsummed:
     """The same by Gluon, on Hopper: always batch-invariant.  `plan` overrides the table."""
     E = _check(x, topk_ids, topk_weights, gate_up, down)
     T, K = topk_ids.shape
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if T == 0:
-        return y
+        return Unsummed(torch.empty_like(x), topk_ids, E)
     plan = plan or hopper.choose(T * K / E)
     ordered = moe_sort(x, topk_ids, experts=E, block=plan.tile, lane=2, fullest_first=True)
-    slots = hopper.launch(ordered, topk_weights, gate_up, down, plan)
-    routed.add_slots(slots, topk_ids, y, E)
-    return y
+    return Unsummed(hopper.launch(ordered, topk_weights, gate_up, down, plan), topk_ids, E)
 
 
 def launch_gate_up(ordered: Sorted, weights: Experts, K: int, cfg: Config) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from diffusiongemma_kernels.moe_gemm import _kernel
+from diffusiongemma_kernels.moe_gemm.types import Unsummed
 
 
 def check(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
@@ -14,8 +15,14 @@ def check(x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> None:
     assert topk_ids.is_contiguous() and topk_weights.is_contiguous() and x.stride(1) == 1
 
 
-def add_slots(slots: Tensor, topk_ids: Tensor, y: Tensor, experts: int) -> None:
-    """y[t] = sum_k slots[t * K + k] for ids of 0 .. experts - 1.   slots [T * K, H], y [T, H]"""
-    (T, K), H, block = topk_ids.shape, y.shape[1], 1024
-    grid = (T, -(-H // block))
-    _kernel.add_slots[grid](slots, topk_ids, y, H, experts, K=K, BLOCK=block, num_warps=4)
+def summed(found: Tensor | Unsummed) -> Tensor:
+    """y[t] = sum_k slots[t * K + k] in fp32, rounded.  [T, H]; a tensor is summed already"""
+    if isinstance(found, Tensor):
+        return found
+    slots, ids, experts = found
+    (T, K), H, block = ids.shape, slots.shape[1], 1024
+    y = slots.new_empty(T, H)
+    if T:
+        grid = (T, -(-H // block))
+        _kernel.add_slots[grid](slots, ids, y, H, experts, K=K, BLOCK=block, num_warps=4)
+    return y

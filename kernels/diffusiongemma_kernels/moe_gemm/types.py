@@ -27,4 +27,12 @@ class Dense(NamedTuple):
         return self.weight.shape[2]
 
 
+class Unsummed(NamedTuple):
+    """What each of a row's experts gives; those of ids 0 .. experts - 1 make up its sum."""
+
+    slots: Tensor  # [T * K, H], weighted, unwritten for other ids
+    ids: Tensor  # [T, K] i32
+    experts: int
+
+
 Experts = Nvfp4 | Dense

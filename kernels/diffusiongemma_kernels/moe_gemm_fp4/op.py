@@ -5,6 +5,7 @@ from torch import Tensor
 
 from diffusiongemma_kernels import target
 from diffusiongemma_kernels.moe_gemm import routed
+from diffusiongemma_kernels.moe_gemm.types import Unsummed
 from diffusiongemma_kernels.moe_gemm_fp4 import _config, _kernel
 from diffusiongemma_kernels.moe_gemm_fp4._config import Config
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4, Rows
@@ -26,19 +27,19 @@ def moe_fp4(
     *,
     batch_invariant: bool = False,
     config: Config | None = None,
-) -> Tensor:
+) -> Unsummed:
     """y[t] = sum_k topk_weights[t, k] * down[e] q2(gelu_tanh(gate[e] q1(x[t])) * (up[e] q1(x[t])))
 
     q rounds a row to NVFP4 with its expert's `input_scale` s: a block of 16 has the scale
     e4m3(max |x| / (6 s)) and the numbers e2m1(x / (scale s)), ties to even.  Shapes as in
-    `moe_gemm.op.moe`, of which this is the W4A4 form; the weights stay as a checkpoint has them.
+    `moe_gemm.op.moe`, of which this is the W4A4 form before the sum over k; the weights stay as a
+    checkpoint has them.
     Raises ValueError on a GPU whose tensor cores have no FP4.
     """
     (T, K), E = topk_ids.shape, len(down.codes)
     _check(x, topk_ids, topk_weights, gate_up, down)
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     if T == 0:
-        return y
+        return Unsummed(torch.empty_like(x), topk_ids, E)
     native = x.is_cuda  # the interpreter has no e4m3 scales: there the numbers are decoded
     if config is None:
         capability = target.of(x.device).capability if native else (10, 0)
@@ -48,8 +49,7 @@ def moe_fp4(
     h = launch_gate_up(rows, ordered, gate_up, x.dtype, config)
     rows = quantise(h, ordered, down.input_scale, 0, config)
     slots = launch_down(rows, ordered, topk_weights, down, x.dtype, config)
-    routed.add_slots(slots, topk_ids, y, E)
-    return y
+    return Unsummed(slots, topk_ids, E)
 
 
 def quantise(x: Tensor, ordered: Sorted, input_scale: Tensor, K: int, config: Config) -> Rows:

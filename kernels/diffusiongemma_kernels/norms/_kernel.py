@@ -1,6 +1,8 @@
 import triton
 import triton.language as tl
 
+from diffusiongemma_kernels.moe_gemm._kernel import slot_sum
+
 
 @triton.jit
 def load_row(ptr, t, stride, h, mask):
@@ -50,7 +52,8 @@ def enter(
 def leave(
     x_ptr,  # [T, H]
     dense_ptr,  # [T, H]
-    moe_ptr,  # [T, H]
+    moe_ptr,  # [T, H], or [T, K, H] to be added up
+    ids_ptr,  # [T, K] i32
     mlp_ptr,  # [H]
     experts_ptr,  # [H]
     both_ptr,  # [H]
@@ -59,24 +62,34 @@ def leave(
     after_ptr,  # [2, T, H]: the sum, and what the next layer reads
     H,
     plane,  # T * H
+    E,
     stride_x,
     stride_dense,
     stride_moe,
     stride_scalar,
     eps,
+    K: tl.constexpr,  # 0 where moe is added up
     BLOCK: tl.constexpr,
 ):
     t = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK)
     mask = h < H
     kind = after_ptr.dtype.element_ty
-    dense = rms(load_row(dense_ptr, t, stride_dense, h, mask), H, eps)
-    moe = rms(load_row(moe_ptr, t, stride_moe, h, mask), H, eps)
-    both = dense * load_row(mlp_ptr, 0, 0, h, mask) + moe * load_row(experts_ptr, 0, 0, h, mask)
-    both = rms(both, H, eps) * load_row(both_ptr, 0, 0, h, mask)
+    # Every load stands before the first norm, at whose barriers the rest would wait for it.
+    x = load_row(x_ptr, t, stride_x, h, mask)
+    dense = load_row(dense_ptr, t, stride_dense, h, mask)
+    if K:
+        moe = slot_sum(moe_ptr, ids_ptr, t, h, H, E, K).to(kind).to(tl.float32)
+    else:
+        moe = load_row(moe_ptr, t, stride_moe, h, mask)
+    mlp = load_row(mlp_ptr, 0, 0, h, mask)
+    experts = load_row(experts_ptr, 0, 0, h, mask)
+    both_weight = load_row(both_ptr, 0, 0, h, mask)
+    following = load_row(following_ptr, 0, 0, h, mask)
     scalar = tl.load(scalar_ptr + t * stride_scalar).to(tl.float32)
-    after = ((load_row(x_ptr, t, stride_x, h, mask) + both) * scalar).to(kind)
+
+    both = rms(dense, H, eps) * mlp + rms(moe, H, eps) * experts
+    after = ((x + rms(both, H, eps) * both_weight) * scalar).to(kind)
     out = after_ptr + t * H + h
     tl.store(out, after, mask=mask)
-    normed = rms(after.to(tl.float32), H, eps) * load_row(following_ptr, 0, 0, h, mask)
-    tl.store(out + plane, normed.to(kind), mask=mask)
+    tl.store(out + plane, (rms(after.to(tl.float32), H, eps) * following).to(kind), mask=mask)

@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from diffusiongemma_kernels.moe_gemm.types import Unsummed
 from diffusiongemma_kernels.norms import _kernel, reference
 from diffusiongemma_kernels.norms.types import Entry, Exit
 
@@ -39,14 +40,17 @@ def enter_triton(x: Tensor, mixed: Tensor, weights: Entry, eps: float) -> tuple[
 
 
 def leave(
-    x: Tensor, dense: Tensor, experts: Tensor, weights: Exit, scalar: Tensor, eps: float
+    x: Tensor, dense: Tensor, experts: Tensor | Unsummed, weights: Exit, scalar: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """y = (x + rms(rms(dense, mlp) + rms(experts, experts), both)) * scalar
 
-    -> y and rms(y, following); scalar is [1], or [T, 1] for a factor a row.
+    -> y and rms(y, following); scalar is [1], or [T, 1] for a factor a row.  On a GPU experts may
+    be unsummed: their sum is rounded before its norm, to the bits of `moe_gemm.routed.summed`.
     """
-    run = leave_triton if x.is_cuda else leave_torch
-    return run(x, dense, experts, weights, scalar, eps)
+    if x.is_cuda:
+        return leave_triton(x, dense, experts, weights, scalar, eps)
+    assert isinstance(experts, Tensor), "on a CPU experts are summed"
+    return leave_torch(x, dense, experts, weights, scalar, eps)
 
 
 def leave_torch(
@@ -58,18 +62,26 @@ def leave_torch(
 
 
 def leave_triton(
-    x: Tensor, dense: Tensor, experts: Tensor, weights: Exit, scalar: Tensor, eps: float
+    x: Tensor, dense: Tensor, experts: Tensor | Unsummed, weights: Exit, scalar: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The same by Triton, a row a program."""
-    _check((x, dense, experts), weights)
     T, H = x.shape
+    if isinstance(experts, Unsummed):
+        _check((x, dense), weights)
+        slots, ids, count = experts
+        K = ids.shape[1]
+        assert ids.shape[0] == T and slots.shape == (T * K, H), f"{slots.shape=} {ids.shape=}"
+        assert slots.dtype == x.dtype and slots.is_contiguous() and ids.is_contiguous()
+    else:
+        _check((x, dense, experts), weights)
+        slots, ids, count, K = experts, experts, 0, 0
     assert scalar.shape in ((1,), (T, 1)), f"{scalar.shape=} {x.shape=}"
     out = torch.empty(2, T, H, dtype=x.dtype, device=x.device)
     if T:
         _kernel.leave[(T,)](
-            x, dense, experts, *weights, scalar, out, H, T * H,
-            x.stride(0), dense.stride(0), experts.stride(0),
-            scalar.stride(0) if scalar.ndim == 2 else 0, eps, **_launch(H),
+            x, dense, slots, ids, *weights, scalar, out, H, T * H, count,
+            x.stride(0), dense.stride(0), slots.stride(0),
+            scalar.stride(0) if scalar.ndim == 2 else 0, eps, K=K, **_launch(H),
         )  # fmt: skip
     after, following = out.unbind()
     return after, following
