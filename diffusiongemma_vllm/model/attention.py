@@ -53,7 +53,7 @@ class LayerAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
-        """x: [T, H]  angles: [T, D]  ->  [T, Hq * D], what ``o_proj`` reads"""
+        """x: [T, H]  angles: [T, 2, D / 2]  ->  [T, Hq * D], what ``o_proj`` reads"""
         if x.is_cuda:
             # Without a key and a value vLLM's layer writes nothing: they are in the cache.
             return self.attn(self.project_into_cache(x, angles), None, None)
@@ -70,7 +70,7 @@ class LayerAttention(nn.Module):
         )
 
     def project(self, x: Tensor, angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """On a CPU.   x: [T, H]  angles: [T, D]  ->  q [T, Hq * D], k and v [T, Hk * D]"""
+        """On a CPU.   x: [T, H]  angles: [T, 2, D / 2]  ->  q [T, Hq * D], k and v [T, Hk * D]"""
         return normed_and_turned(
             self.qkv_proj(x), angles, self.q_norm.weight, self.k_norm.weight, self.kv_heads,
             self.eps,

@@ -136,11 +136,10 @@ class Backbone(nn.Module):
         dtype = torch.get_default_dtype()  # vLLM sets it to the model's while it builds
         self.embed_scale = torch.tensor(config.hidden_size**0.5, dtype=dtype, device="cpu").item()
         self.kinds = list(config.layer_types)
-        self.rope = nn.ModuleDict()
-        for index, kind in enumerate(config.layer_types):
-            if kind not in self.rope:
-                head_dim = config.per_layer_config[index].head_dim
-                self.rope[kind] = Rope(dict(config.rope_parameters[kind]), head_dim)
+        heads = {kind: config.per_layer_config[i].head_dim for i, kind in enumerate(self.kinds)}
+        self.rope = Rope(
+            {kind: (dict(config.rope_parameters[kind]), dim) for kind, dim in heads.items()}
+        )
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """[T] i64  ->  [T, H], scaled by sqrt(H) rounded to the weights' dtype"""
@@ -160,7 +159,7 @@ class Backbone(nn.Module):
         """
         if soft is not None and denoising is not None:
             x = self.condition(x, soft, denoising)
-        angles = {kind: rope(positions, x.dtype) for kind, rope in self.rope.items()}
+        angles = self.rope(positions, x.dtype)
         layers = cast(list[Layer], list(self.layers))
         norms = [*(layer.input_layernorm for layer in layers), self.norm]
         normed = rowwise(norms[0], x)

@@ -31,15 +31,23 @@ def inverse_frequencies(rope: dict[str, Any], head_dim: int) -> Tensor:
 
 
 class Rope(nn.Module):
-    """Angles for one layer kind.   positions: [T] i64  ->  [T, D]: cosines, then sines"""
+    """Angles of every layer kind at once, as a step has few rows and many launches.
+
+    kinds: name -> ``rope_parameters`` and width D of a head.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, rope: dict[str, Any], head_dim: int) -> None:
+    def __init__(self, kinds: dict[str, tuple[dict[str, Any], int]]) -> None:
         super().__init__()
-        frequencies = inverse_frequencies(rope, head_dim)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        halves = {kind: inverse_frequencies(*of) for kind, of in kinds.items()}
+        self.widths = {kind: len(half) for kind, half in halves.items()}
+        self.register_buffer("frequencies", torch.cat([*halves.values()]), persistent=False)
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        angles = positions.float()[:, None] * self.frequencies
-        return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """positions: [T] i64  ->  of each kind [T, 2, D / 2]: cosines, then sines"""
+        angles = positions[:, None] * self.frequencies
+        both = angles.new_empty(len(angles), 2, angles.shape[1], dtype=dtype)
+        torch.cos(angles, out=both[:, 0])  # computed in f32 and rounded, in one launch
+        torch.sin(angles, out=both[:, 1])
+        return dict(zip(self.widths, both.split([*self.widths.values()], dim=2), strict=True))

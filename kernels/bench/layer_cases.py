@@ -63,8 +63,8 @@ def heads(_sweep: bool) -> Iterator[Timed]:
             cache = torch.zeros(pages, kv, 64, 2 * dim, device="cuda", dtype=kind)
             paged = PagedKV(*cache.transpose(1, 2).split(dim, -1))
             args = (
-                numbers(count, width), numbers(count, dim), numbers(dim), numbers(dim), paged,
-                torch.randperm(count, device="cuda"), EPS,
+                numbers(count, width), numbers(count, 2, dim // 2), numbers(dim), numbers(dim),
+                paged, torch.randperm(count, device="cuda"), EPS,
             )  # fmt: skip
             kept = 2 * kv * dim
             yield Timed(

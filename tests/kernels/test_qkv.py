@@ -58,9 +58,10 @@ def make(case: Case, device: str) -> Inputs:
     make = torch.Generator().manual_seed(T + D)
     wide = torch.randn(T, (Hq + 2 * Hk) * D + 8, generator=make)[:, :-8] * 3  # rows lie apart
     turn = torch.rand(T, D // 2, generator=make) * 6
-    angles = torch.cat([turn.cos(), turn.sin()], 1)
+    angles = torch.stack([turn.cos(), turn.sin()], 1).repeat(1, 1, 2)
     weights = torch.rand(2, D, generator=make) + 0.5
-    return Inputs(*(x.to(case.dtype).to(device) for x in (wide, angles, *weights)))
+    got = Inputs(*(x.to(case.dtype).to(device) for x in (wide, angles, *weights)))
+    return got._replace(angles=got.angles[:, :, D // 2 :])  # beside those of other layers
 
 
 def paged(case: Case, device: str, dtype: torch.dtype | None = None) -> PagedKV:
@@ -84,7 +85,7 @@ def turned(inputs: Inputs, case: Case) -> list[torch.Tensor]:
     """q, k and v [T, H, D] in fp64."""
     qkv, angles, *weights = (x.double() for x in inputs)
     parts = qkv.unflatten(1, (-1, case.dim)).split([case.heads, case.kv_heads, case.kv_heads], 1)
-    cos, sin = angles.chunk(2, 1)
+    cos, sin = angles.unbind(1)
     circle = torch.complex(cos, sin)[:, None]
     found = []
     for part, weight in zip(parts, (*weights, None), strict=True):

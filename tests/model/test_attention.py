@@ -35,7 +35,7 @@ def expected(theirs, layer, x, positions):
 def test_q_k_v_are_the_references(ours, theirs, rows, layer):
     x = rows[: len(POSITIONS)]
     attention = ours.model.layers[layer].self_attn
-    angles = ours.model.rope[attention.kind](POSITIONS, x.dtype)
+    angles = ours.model.rope(POSITIONS, x.dtype)[attention.kind]
     for got, want in zip(
         attention.project(x, angles), expected(theirs, layer, x, POSITIONS), strict=True
     ):
@@ -48,7 +48,7 @@ def test_a_full_layer_has_no_v_proj(ours, theirs, rows):
     attention = ours.model.layers[GLOBAL].self_attn
     x = rows[:5]
     positions = torch.arange(5) + 1000
-    angles = ours.model.rope[attention.kind](positions, x.dtype)
+    angles = ours.model.rope(positions, x.dtype)[attention.kind]
     _, k, v = attention.project(x, angles)
     key = theirs.model.decoder.layers[GLOBAL].self_attn.k_proj(x)
     mean = key.pow(2).mean(-1, keepdim=True)  # one key head: the row is one head
@@ -104,7 +104,7 @@ def step(ours, folder, monkeypatch):
 
     def step(layer, rows, metadata=None, slots=None):
         attention = ours.model.layers[layer].self_attn
-        angles = ours.model.rope[attention.kind](torch.arange(len(rows)), rows.dtype)
+        angles = ours.model.rope(torch.arange(len(rows)), rows.dtype)[attention.kind]
         mapping = None if slots is None else {one.layer_name: slots for one in layers}
         metadata = metadata and dict.fromkeys((one.layer_name for one in layers), metadata)
         with set_forward_context(metadata, config, slot_mapping=mapping):

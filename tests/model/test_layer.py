@@ -54,7 +54,7 @@ def test_norms_mlp_experts_and_scalar(ours, theirs, rows, index, mode, monkeypat
 
 def test_input_norm_comes_before_the_projections(ours, theirs, rows):
     layer, other = ours.model.layers[0], theirs.model.decoder.layers[0]
-    angles = ours.model.rope[layer.self_attn.kind](torch.arange(len(rows)), rows.dtype)
+    angles = ours.model.rope(torch.arange(len(rows)), rows.dtype)[layer.self_attn.kind]
     got = layer.self_attn.project(layer.input_layernorm(rows), angles)
     want = layer.self_attn.project(other.input_layernorm(rows), angles)
     for ours_, theirs_ in zip(got, want, strict=True):

@@ -112,7 +112,7 @@ def test_ranks_add_up(case, folders, whole, rows):
         keys = []
         for layer, heads in zip(model.model.layers, mixed, strict=True):
             attention = layer.self_attn
-            angles = model.model.rope[attention.kind](torch.arange(len(rows)), rows.dtype)
+            angles = model.model.rope(torch.arange(len(rows)), rows.dtype)[attention.kind]
             q, *kv = attention.project(rows, angles)
             joined.append(q)
             keys.append([x.unflatten(1, (-1, attention.head_dim)) for x in kv])

@@ -43,7 +43,7 @@ def weights(q_ptrs, k_ptrs, is_q, is_k, mask):
 @triton.jit(do_not_specialize=["S"])  # one compilation for every batch
 def turned_into_cache(
     qkv_ptr,  # [T, (Q + 2 KV) * D]
-    angles_ptr,  # [T, D], cosines and sines
+    angles_ptr,  # [T, 2, D / 2], cosines and sines
     q_weight_ptr,  # [D]
     k_weight_ptr,  # [D]
     q_ptr,  # [T, Q * D]
@@ -54,6 +54,8 @@ def turned_into_cache(
     v_scale,
     S,
     stride_t,
+    stride_at,
+    stride_sin,
     stride_kb,
     stride_ks,
     stride_kh,
@@ -86,10 +88,10 @@ def turned_into_cache(
     q_weight_ptr += D // 2
     k_weight_ptr += D // 2
     b_weight = weights(q_weight_ptr + d, k_weight_ptr + d, is_q, is_k, mask)
-    angles_ptr += t * D
+    angles_ptr += t * stride_at
     turned = mask & (head < Q + KV)
     cos = tl.load(angles_ptr + d, mask=turned, other=1.0).to(tl.float32)
-    sin = tl.load(angles_ptr + D // 2 + d, mask=turned, other=0.0).to(tl.float32)
+    sin = tl.load(angles_ptr + stride_sin + d, mask=turned, other=0.0).to(tl.float32)
 
     # Written out, since compilers choose which product is not rounded; -x would be 0 - x to them.
     scale = tl.rsqrt(total(tl.fma(a, a, b * b), LEVELS) / D + eps)

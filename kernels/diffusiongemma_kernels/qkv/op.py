@@ -15,9 +15,9 @@ def normed_and_turned(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q = turn(rms(q, q_weight)), k = turn(rms(k, k_weight)), v = rms(v) a head of D, on a CPU
 
-    qkv [T, (Hq + 2 Hkv) * D], q's heads first; angles [T, D] cosines then sines, by which the two
-    halves of a head are turned; weights [D].  -> q [T, Hq * D], k and v [T, Hkv * D].  fp32 until
-    the end.
+    qkv [T, (Hq + 2 Hkv) * D], q's heads first; angles [T, 2, D / 2] cosines then sines, by which
+    the two halves of a head are turned; weights [D].  -> q [T, Hq * D], k and v [T, Hkv * D].
+    fp32 until the end.
     """
     _check(qkv, angles, q_weight, k_weight)
     return reference.normed_and_turned(qkv, angles, q_weight, k_weight, kv_heads, eps)
@@ -34,7 +34,7 @@ def turned_into_cache(
     """
     _check(qkv, angles, q_weight, k_weight)
     kv.check(qkv.dtype)
-    (T, width), D = qkv.shape, angles.shape[1]
+    (T, width), D = qkv.shape, 2 * angles.shape[2]
     heads, kv_heads = width // D, kv.key.shape[2]
     S = slot_mapping.shape[0]
     assert kv.key.shape[3] == D and heads > 2 * kv_heads, f"{kv.key.shape=} {qkv.shape=} {D=}"
@@ -49,7 +49,7 @@ def turned_into_cache(
         _kernel.turned_into_cache[(T * parts,)](
             qkv, angles, q_weight, k_weight, q, kv.key, kv.value, slot_mapping,
             float(kv.k_scale), float(kv.v_scale), S, qkv.stride(0),
-            *kv.key.stride()[:3], *kv.value.stride()[:3], eps,
+            *angles.stride()[:2], *kv.key.stride()[:3], *kv.value.stride()[:3], eps,
             Q=heads - 2 * kv_heads, KV=kv_heads, D=D, PAGE=kv.key.shape[1],
             BLOCK=block, PARTS=parts, LEVELS=(half // 32).bit_length() - 1, num_warps=4,
         )  # fmt: skip
@@ -57,7 +57,8 @@ def turned_into_cache(
 
 
 def _check(qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor) -> None:
-    T, D = angles.shape
+    T, D = len(angles), 2 * angles.shape[2]
+    assert angles.shape == (T, 2, D // 2), f"{angles.shape=}"
     assert qkv.shape[0] == T and qkv.shape[1] % D == 0, f"{qkv.shape=} {angles.shape=}"
-    assert qkv.stride(1) == 1 and angles.is_contiguous(), f"{qkv.stride()=} {angles.stride()=}"
+    assert qkv.stride(1) == 1 == angles.stride(2), f"{qkv.stride()=} {angles.stride()=}"
     assert q_weight.shape == k_weight.shape == (D,), f"{q_weight.shape=} {k_weight.shape=}"

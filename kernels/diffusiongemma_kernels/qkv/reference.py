@@ -7,8 +7,8 @@ from diffusiongemma_kernels.paged import PagedKV
 
 
 def turned(x: Tensor, angles: Tensor) -> Tensor:
-    """x [T, heads, D]; channels d and D / 2 + d pair up"""
-    cos, sin = angles.to(x.dtype)[:, None, :].chunk(2, -1)
+    """x [T, heads, D], angles [T, 2, D / 2]; channels d and D / 2 + d pair up"""
+    cos, sin = angles.to(x.dtype)[:, None].unbind(2)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
@@ -16,7 +16,7 @@ def turned(x: Tensor, angles: Tensor) -> Tensor:
 def normed_and_turned(
     qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor, kv_heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    D = angles.shape[1]
+    D = 2 * angles.shape[2]
     heads = qkv.shape[1] // D
     q, k, v = qkv.unflatten(1, (-1, D)).split([heads - 2 * kv_heads, kv_heads, kv_heads], 1)
     q, k = turned(rms(q, q_weight, eps), angles), turned(rms(k, k_weight, eps), angles)
@@ -29,7 +29,7 @@ def turned_into_cache(
     qkv: Tensor, angles: Tensor, q_weight: Tensor, k_weight: Tensor, kv: PagedKV,
     slot_mapping: Tensor, eps: float,
 ) -> Tensor:  # fmt: skip
-    D, kv_heads = angles.shape[1], kv.key.shape[2]
+    D, kv_heads = 2 * angles.shape[2], kv.key.shape[2]
     q, k, v = normed_and_turned(qkv, angles, q_weight, k_weight, kv_heads, eps)
     kv_write(k.unflatten(1, (-1, D)), v.unflatten(1, (-1, D)), kv, slot_mapping)
     return q
