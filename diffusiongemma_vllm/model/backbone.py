@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.layernorm import RMSNorm
 
 from diffusiongemma_kernels.moe_gemm.routed import summed
-from diffusiongemma_kernels.moe_gemm.types import Unsummed
+from diffusiongemma_kernels.moe_gemm.types import Arranged, Unsummed
 from diffusiongemma_kernels.norms.op import enter, leave
 from diffusiongemma_kernels.norms.types import Entry, Exit
 from diffusiongemma_vllm.model.attention import LayerAttention
 from diffusiongemma_vllm.model.beside import Beside
-from diffusiongemma_vllm.model.experts import OurExperts, build_experts
+from diffusiongemma_vllm.model.experts import Nvfp4Experts, OurExperts, build_experts
 from diffusiongemma_vllm.model.mlp import GatedMLP, SelfConditioning
 from diffusiongemma_vllm.model.moe import Router
 from diffusiongemma_vllm.model.ranks import Ranks
@@ -83,16 +83,18 @@ class Layer(nn.Module):
             self.post_feedforward_layernorm_1.weight, self.post_feedforward_layernorm_2.weight,
             self.post_feedforward_layernorm.weight, following,
         )
+        lane = self.experts.lane() if isinstance(self.experts, Nvfp4Experts) else 0
         x, for_mlp, for_experts, for_router = enter(
-            x, self.self_attn.o_proj(mixed), before, self.eps
+            x, self.self_attn.o_proj(mixed), before, self.eps, lane=lane
         )
+        read = Arranged(for_experts, lane) if lane else for_experts
         scores = self.router(for_router)  # first: behind the MLP it waits for processors
         experts, dense = self.beside(
-            lambda: self.all_experts(for_experts, scores), lambda: self.mlp(for_mlp)
+            lambda: self.all_experts(read, scores), lambda: self.mlp(for_mlp)
         )
         return leave(x, dense, experts, behind, self.scalar(denoising), self.eps)
 
-    def all_experts(self, x: Tensor, scores: Tensor) -> Tensor | Unsummed:
+    def all_experts(self, x: Tensor | Arranged, scores: Tensor) -> Tensor | Unsummed:
         """x: [T, H]  scores: [T, E]  ->  [T, H], of the experts of all ranks"""
         found = self.experts(x, scores)
         if self.ranks.count > 1 and isinstance(self.experts, OurExperts):

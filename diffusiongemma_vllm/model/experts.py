@@ -13,9 +13,9 @@ from vllm.platforms import current_platform
 
 from diffusiongemma_kernels import target
 from diffusiongemma_kernels.formats.nvfp4 import BLOCK, E4M3_TINY, NVFP4, dequantize
-from diffusiongemma_kernels.moe_gemm.op import moe_unsummed
+from diffusiongemma_kernels.moe_gemm.op import lane, moe_unsummed
 from diffusiongemma_kernels.moe_gemm.pack import pack
-from diffusiongemma_kernels.moe_gemm.types import Dense, Unsummed
+from diffusiongemma_kernels.moe_gemm.types import Arranged, Dense, Unsummed
 from diffusiongemma_kernels.moe_gemm.types import Experts as Weights
 from diffusiongemma_kernels.moe_gemm_fp4.op import moe_fp4, multiplies_fp4
 from diffusiongemma_kernels.moe_gemm_fp4.types import Fp4
@@ -31,7 +31,7 @@ BF16_ROUNDING, NVFP4_ROUNDING = 0.02, 0.5
 
 
 def run_kernels(
-    x: Tensor, scores: Tensor, routing: Routing, gate_up: Weights, down: Weights
+    x: Tensor | Arranged, scores: Tensor, routing: Routing, gate_up: Weights, down: Weights
 ) -> Tensor | Unsummed:
     """x: [T, H]  scores: [T, E]  ->  [T, H], summed or not"""
     weights, ids = routing(scores)
@@ -74,7 +74,7 @@ class PackedExperts(nn.Module):
         self.routing = routing
         self.gate_up, self.down = pack(*gate_up, gate_up=True), pack(*down, gate_up=False)
 
-    def forward(self, x: Tensor, scores: Tensor) -> Tensor | Unsummed:
+    def forward(self, x: Tensor | Arranged, scores: Tensor) -> Tensor | Unsummed:
         """x: [T, H]  scores: [T, E]  ->  [T, H], summed or not"""
         return run_kernels(x, scores, self.routing, self.gate_up, self.down)
 
@@ -279,7 +279,14 @@ class Nvfp4Experts(nn.Module):
                 ours[e].copy_(dequantize(NVFP4(*(part[e] for part in theirs))))
         return experts
 
-    def forward(self, x: Tensor, scores: Tensor) -> Tensor | Unsummed:
+    def lane(self) -> int:
+        """How ``norms.enter`` arranges x for them, 0 for not at all."""
+        whole = self.config.hidden_size % 64 == 0
+        if not (whole and isinstance(self.run, PackedExperts)):
+            return 0
+        return lane(target.of(self.run.gate_up.codes.device).capability)
+
+    def forward(self, x: Tensor | Arranged, scores: Tensor) -> Tensor | Unsummed:
         """x: [T, H]  scores: [T, E]  ->  [T, H], summed or not"""
         assert self.run is not None, "the experts' weights are not loaded"
         return self.run(x, scores)

@@ -34,7 +34,8 @@ def norms(_sweep: bool) -> Iterator[Timed]:
         row = 2 * x.numel()
         args = (x, y, entry, EPS)
         yield Timed(
-            f"enter, {count} rows", lambda args=args: norm_op.enter_triton(*args), bytes=6 * row,
+            f"enter, {count} rows", lambda args=args: norm_op.enter_triton(*args, lane=2),
+            bytes=6 * row,
             baseline=lambda args=args: norm_reference.enter(*args),
         )  # fmt: skip
         more = (x, y, z, behind, scalar, EPS)
@@ -97,15 +98,13 @@ def routes(_sweep: bool) -> Iterator[Timed]:
 
 
 def sorts(_sweep: bool) -> Iterator[Timed]:
-    """Against the copy of x that it makes."""
     for count in TOKENS:
-        x = numbers(count, HIDDEN)
         ids = torch.randn(count, EXPERTS, device="cuda").topk(TOP_K).indices.int()
-        for lane in (2, 0):
+        for tiles, block in (("Hopper's", 160), ("others'", 32)):
             yield Timed(
-                f"{count} rows, {'stored for NVFP4' if lane else 'dense'}",
-                lambda x=x, ids=ids, lane=lane: moe_sort(
-                    x, ids, experts=EXPERTS, block=32, lane=lane, fullest_first=lane == 2
+                f"{count} rows, {tiles} tiles",
+                lambda ids=ids, block=block: moe_sort(
+                    ids, experts=EXPERTS, block=block, fullest_first=block == 160
                 ),
-                bytes=4 * x.numel() * bool(lane) + 8 * ids.numel(),
+                bytes=8 * ids.numel(),
             )

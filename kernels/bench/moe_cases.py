@@ -9,6 +9,7 @@ import torch
 
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_gemm import hopper, op, reference
+from diffusiongemma_kernels.moe_gemm.order import arranged
 from diffusiongemma_kernels.moe_gemm.routed import summed
 from diffusiongemma_kernels.moe_gemm.testing import (
     packed,
@@ -16,7 +17,7 @@ from diffusiongemma_kernels.moe_gemm.testing import (
     route,
     worst_row,
 )
-from diffusiongemma_kernels.moe_gemm.types import Dense, Nvfp4
+from diffusiongemma_kernels.moe_gemm.types import Arranged, Dense, Nvfp4
 
 E, K, H, F = 128, 8, 2816, 704
 BF16 = torch.bfloat16
@@ -54,11 +55,22 @@ def experts(sweep: bool) -> Iterator[Moe]:
                 yield timed(
                     f"{name}, {tokens} tokens, {routing}",
                     routed,
-                    lambda routed=routed, weights=weights: op.moe(*routed, *weights),
+                    layer(routed, weights),
                     name,
                     other and (lambda routed=routed, other=other: other(*routed)),
                     errors(routed, plain, weights, other) if name == "nvfp4" else {},
                 )
+
+
+def layer(routed: Routed, weights: tuple, plan: hopper.Plan | None = None) -> Callable[[], object]:
+    """From activations as `norms.enter` leaves them to the sum, in a step `norms.leave`'s."""
+    x, *chosen = routed
+    if isinstance(weights[0], Nvfp4):
+        lane = op.lane(torch.cuda.get_device_capability())
+        x = Arranged(arranged(x, lane), lane)
+    if plan:
+        return lambda: summed(op.moe_hopper(x, *chosen, *weights, plan=plan))
+    return lambda: op.moe(x, *chosen, *weights)
 
 
 def inputs(tokens: int, zipf: float) -> Routed:
@@ -152,8 +164,6 @@ def swept(weights: tuple[Nvfp4, Nvfp4]) -> Iterator[Moe]:
             yield timed(
                 f"{tokens} tokens, tiles of {plan.tile}",
                 routed,
-                lambda routed=routed, plan=plan: summed(
-                    op.moe_hopper(*routed, *weights, plan=plan)
-                ),
+                layer(routed, weights, plan),
                 "nvfp4",
             )

@@ -22,6 +22,7 @@ from diffusiongemma_kernels.lm_head import hopper as lm_head_hopper
 from diffusiongemma_kernels.moe_gemm import _config as moe_config
 from diffusiongemma_kernels.moe_gemm import _hopper, hopper
 from diffusiongemma_kernels.moe_gemm import _kernel as moe
+from diffusiongemma_kernels.moe_gemm.op import lane
 from diffusiongemma_kernels.moe_gemm_fp4 import _config as fp4_config
 from diffusiongemma_kernels.moe_gemm_fp4 import _kernel as fp4
 from diffusiongemma_kernels.moe_sort import _kernel as moe_sort
@@ -260,20 +261,16 @@ def add_slots(capability: int):
     )
 
 
-def sort(capability: int, ids: int, lane: int, tile: int):
+def sort(capability: int, ids: int, tile: int):
     pointers = dict.fromkeys(("ids_ptr", "rows_ptr", "tiles_ptr", "total_ptr"), "i32")
-    pointers |= dict.fromkeys(("x_ptr", "stored_ptr"), "bf16")
-    scalars = divisible("H", "stride_x", "stride_s") | {"T": "i32", "TILES": "i32"}
+    scalars = {"T": "i32", "TILES": "i32"}
     constants = {
         "K": 8,
         "E": 128,
         "TILE": tile,
-        "FULLEST_FIRST": lane == 2,
+        "FULLEST_FIRST": capability == 90,
         "BLOCK": ids,
         "BLOCK_E": 128,
-        "BLOCK_T": 2,
-        "BLOCK_H": 1024,
-        "LANE": lane,
     }
     return compiling.compile_for(
         moe_sort.sort,
@@ -325,15 +322,14 @@ def route(capability: int):
     )  # fmt: skip
 
 
-def norms(capability: int, fn, top_k: int = 0):
-    """top_k: of the slots that `leave` adds up."""
+def norms(capability: int, fn, more: dict[str, int]):
+    """more: how `enter` arranges, or how many slots `leave` adds up."""
     pointers = {name: "bf16" for name in fn.arg_names if name.endswith("_ptr")}
-    pointers |= {"ids_ptr": "i32"} if top_k else {}
+    pointers |= {"ids_ptr": "i32"} if more.get("K") else {}
     numbers = [n for n in fn.arg_names if n.startswith("stride_") or n in ("H", "plane", "E")]
     scalars = divisible(*numbers) | {"eps": "fp32"}
-    constants = {"BLOCK": 4096} | ({"K": top_k} if "K" in fn.arg_names else {})
     return compiling.compile_for(
-        fn, pointers, scalars, constants, capability=capability, num_warps=8
+        fn, pointers, scalars, {"BLOCK": 4096} | more, capability=capability, num_warps=8
     )
 
 
@@ -408,12 +404,11 @@ def main(capability: int) -> None:
     report("soft_mix", "select of a part", mix(capability, soft_mix.select, parts=2))
     report("soft_mix_all", "bf16", mix(capability, soft_mix.mix_all))
     report("route", "bf16", route(capability))
-    for fn in (layer_norms.enter, layer_norms.leave):
-        report("norms", fn.__name__, norms(capability, fn))
-    report("norms", "leave, 8 slots", norms(capability, layer_norms.leave, 8))
-    stored = 2 if capability == 90 else 8
-    for ids, lane, tile in ((2048, stored, 32), (8192, stored, 160), (2048, 0, 32)):
-        report("moe_sort", f"{ids}, {lane}", sort(capability, ids, lane, tile))
+    for name, more in (("enter", {"LANE": 0}), ("enter", {"LANE": lane(divmod(capability, 10))}),
+                       ("leave", {"K": 0}), ("leave", {"K": 8})):  # fmt: skip
+        report("norms", f"{name}, {more}", norms(capability, getattr(layer_norms, name), more))
+    for ids, tile in ((2048, 32), (8192, 160)):
+        report("moe_sort", f"{ids} ids", sort(capability, ids, tile))
     if capability == 90:
         for plan in (hopper.TABLE[0].plan, hopper.TABLE[-1].plan):
             report("moe_hopper", f"nvfp4 {plan.tile}", gluon_experts(plan))

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffusiongemma_kernels import target
 from diffusiongemma_kernels.formats.nvfp4 import NVFP4, dequantize
 from diffusiongemma_kernels.moe_decode._kernel import DECODE
 from diffusiongemma_kernels.moe_gemm import _config, op, pack, reference
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
+from diffusiongemma_kernels.moe_gemm.order import ORDERS, arranged
 from diffusiongemma_kernels.moe_gemm.routed import summed
 from diffusiongemma_kernels.moe_gemm.testing import (
     MOE,
@@ -21,8 +23,7 @@ from diffusiongemma_kernels.moe_gemm.testing import (
     route,
     worst_row,
 )
-from diffusiongemma_kernels.moe_gemm.types import Dense
-from diffusiongemma_kernels.moe_sort.reference import store_columns
+from diffusiongemma_kernels.moe_gemm.types import Arranged, Dense
 
 CASES = [
     Case(0, "empty step"),
@@ -40,6 +41,32 @@ CONFIGS = {
 
 def dense(gate_up, down) -> tuple[torch.Tensor, torch.Tensor]:
     return dequantize(gate_up), dequantize(down)
+
+
+@pytest.mark.parametrize("lane", [2, 8])
+def test_an_order_gives_a_lane_the_columns_of_one_scale(lane: int) -> None:
+    for q in range(4):
+        at = [s + lane * q + i for s in range(0, 64, 4 * lane) for i in range(lane)]
+        assert ORDERS[lane][at].tolist() == list(range(16 * q, 16 * q + 16))
+    x = torch.randn(3, 100)
+    got = arranged(x, lane)
+    assert got.shape == (3, 128)
+    assert torch.equal(got[:, ORDERS[lane].argsort()], x[:, :64])
+    assert torch.equal(got[:, 64 + ORDERS[lane].argsort()][:, :36], x[:, 64:])
+    assert arranged(Arranged(got, lane), lane) is got
+    with pytest.raises(AssertionError, match="lanes"):
+        arranged(Arranged(got, lane), 10 - lane)
+
+
+def test_arranged_rows_are_read_as_they_are(device: str) -> None:
+    (x, ids, share), gate_up, down = make(Case(17, "", 5, 3, 128, 80), device)
+    if device == "cuda":
+        x = x.bfloat16()
+    weights = packed(gate_up, down)
+    lane = op.lane(target.of(x.device).capability) if device == "cuda" else _config.LANE
+    run = op.moe_unsummed if device == "cuda" else op.moe_triton
+    got = summed(run(Arranged(arranged(x, lane), lane), ids, share, *weights))
+    assert torch.equal(got, summed(run(x, ids, share, *weights)))
 
 
 @pytest.mark.parametrize("format", ["nvfp4", "dense"])
@@ -244,9 +271,8 @@ def test_every_code_and_scale() -> None:
     down = pack.pack(codes, scales, torch.ones(1, device="cuda"), gate_up=False)
     ids = torch.zeros(F, 1, dtype=torch.int32, device="cuda")
     ones = torch.ones(F, 1, device="cuda")
-    x = torch.zeros(F, F, device="cuda", dtype=torch.bfloat16)
-    ordered = op.moe_sort(x, ids, experts=1, block=32, lane=0)
-    h = store_columns(torch.eye(F, device="cuda", dtype=torch.bfloat16), 8)
+    ordered = op.moe_sort(ids, experts=1, block=32)
+    h = arranged(torch.eye(F, device="cuda", dtype=torch.bfloat16), 8)
     cfg = _config.choose(1.0, True, (9, 0))._replace(block_n=32, tail_n=32)
     got = op.launch_down(ordered, h, ones, down, cfg)
     want = dequantize(NVFP4(codes, scales, torch.ones(1, device="cuda")))[0].T

@@ -52,7 +52,7 @@ def test_layer(case: Case) -> None:
 def test_both_products_are_exact() -> None:
     """On the codes that the kernel itself wrote, so that nothing is rounded twice."""
     (x, ids, share), (gate_up, down) = make(Case(17, "", 4, 3, 144, 80))
-    ordered = moe_sort(x, ids, experts=4, block=16, lane=0)
+    ordered = moe_sort(ids, experts=4, block=16)
     expert = ids.flatten()[ordered.rows.long()]
 
     def product(rows: Rows, weights: Fp4) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_quantise_has_the_references_bits() -> None:
     x[1] *= 1e4  # past the largest scale
     x[2] *= 1e-5  # below the smallest
     x[3] = 0.25 * torch.arange(272).remainder(29) - 3.5  # ties
-    ordered = moe_sort(x, ids, experts=4, block=16, lane=0)
+    ordered = moe_sort(ids, experts=4, block=16)
     got = op.quantise(x, ordered, gate_up.input_scale, 3, SMALL)
     rows = ordered.rows.long()
     want = reference.quantise(x[rows // 3], gate_up.input_scale[ids.flatten()[rows].long()])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from diffusiongemma_kernels.moe_gemm.order import arranged
 from diffusiongemma_kernels.moe_gemm.routed import summed
 from diffusiongemma_kernels.moe_gemm.types import Unsummed
 from diffusiongemma_kernels.norms import op, reference
@@ -78,6 +79,21 @@ def test_enter(rows: int, width: int, device: str) -> None:
     check_enter(op.enter_torch, rows, width, "cpu")
 
 
+def check_enter_arranges(rows: int, width: int, lane: int, device: str, dtype) -> None:
+    (x, mixed), weights = make(rows, width, 2, device, dtype)
+    plain = op.enter_triton(x, mixed, Entry(*weights), EPS)
+    got = op.enter_triton(x, mixed, Entry(*weights), EPS, lane=lane)
+    assert torch.equal(got[2], arranged(plain[2], lane)) and not torch.equal(got[2], plain[2])
+    for i in (0, 1, 3):
+        assert torch.equal(got[i], plain[i])
+
+
+@pytest.mark.parametrize("lane", [2, 8])
+@pytest.mark.parametrize("rows, width", [(1, 64), (5, 192)])
+def test_enter_arranges_what_experts_read(rows: int, width: int, lane: int, device: str) -> None:
+    check_enter_arranges(rows, width, lane, device, torch.float32)
+
+
 @pytest.mark.parametrize("a_row", [False, True])
 @pytest.mark.parametrize("rows, width", CASES)
 def test_leave(rows: int, width: int, a_row: bool, device: str) -> None:
@@ -99,5 +115,6 @@ def test_a_row_of_zeros_stays_zero() -> None:
 def test_real_shape() -> None:
     for rows in (1, 256, 2048):
         check_enter(op.enter_triton, rows, 2816, "cuda", torch.bfloat16)
+        check_enter_arranges(rows, 2816, 2, "cuda", torch.bfloat16)
         check_leave(op.leave_triton, rows, 2816, "cuda", True, torch.bfloat16)
         check_leave_adds_up(rows, 2816, 8, "cuda", torch.bfloat16)

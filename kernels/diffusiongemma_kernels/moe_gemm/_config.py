@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+LANE = 8  # columns that a lane reads together, see `order`
+
 
 class Schedule(NamedTuple):
     block_k: int  # columns of weights a step: 64 or 128

@@ -181,7 +181,7 @@ def consume(
 
 @gluon.jit(do_not_specialize=["TILES"])  # one compilation for every batch
 def experts(
-    x_ptr,  # [T, up_columns] in the order of `moe_sort`
+    x_ptr,  # [T, up_columns], `arranged`
     up_codes,  # [E, up_blocks, up_columns / 8, 256] i16 in pieces of [1, 1, 16, 256]
     up_scales,  # [E, up_blocks, up_columns / 32, 256] u8 in pieces of [1, 1, 4, 256]
     up_global_ptr,  # [E] f32

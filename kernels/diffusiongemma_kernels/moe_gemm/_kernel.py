@@ -73,7 +73,7 @@ def gate_up_tile(
             x_ptrs += BLOCK_K
             w_ptrs += BLOCK_K
     h = tl.trans(gated(acc, ROWS, N)).to(h_ptr.dtype.element_ty)  # [N, 64]
-    if FOUR_BITS:  # `moe_sort`'s order, in which `down` reads it
+    if FOUR_BITS:  # arranged, as `down` reads it
         h = h.reshape(N, 4, 2, 8).permute(0, 2, 1, 3).reshape(N, 64)
     f = block * 64 + tl.arange(0, 64)
     h_ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + f[None, :]
@@ -82,7 +82,7 @@ def gate_up_tile(
 
 @triton.jit(do_not_specialize=["TILES"])  # one compilation for every batch
 def gate_up(
-    x_ptr,  # [T, columns], in the order of `moe_sort` where the weights are NVFP4
+    x_ptr,  # [T, columns], `arranged` where the weights are NVFP4
     w_ptr,  # [E, 2 F, columns], or codes
     scales_ptr,
     global_ptr,  # [E] f32

@@ -36,6 +36,7 @@ class Table(NamedTuple):
     plan: Plan
 
 
+LANE = 2  # columns that a lane reads together, see `order`
 COPYING = 2  # warps that fetch tokens
 TABLE = (  # by `run.py moe_gemm` on an H200, at 256, 512, 1,024 and 2,048 tokens
     Table(24, Plan(32, 0, 16, 2, 4, 2, Registers(80, 104, 32))),
@@ -70,9 +71,12 @@ def constants(plan: Plan, K: int) -> dict[str, int]:
 
 
 def launch(
-    ordered: Sorted, topk_weights: Tensor, gate_up: Nvfp4, down: Nvfp4, plan: Plan
+    x: Tensor, ordered: Sorted, topk_weights: Tensor, gate_up: Nvfp4, down: Nvfp4, plan: Plan
 ) -> Tensor:
-    """Every slot's weighted row, once for an `ordered`.  [T * K, H], unwritten for nobody's ids"""
+    """Every slot's weighted row, once for an `ordered`.  [T * K, H], unwritten for nobody's ids
+
+    x: arranged.
+    """
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     from diffusiongemma_kernels.moe_gemm import _hopper
@@ -87,7 +91,7 @@ def launch(
             weights.global_scale,
         )
 
-    x, rows = ordered.x, len(ordered.rows)
+    rows = len(ordered.rows)
     h = x.new_empty(rows, gate_up.codes.shape[1] * 64)
     slots = x.new_empty(rows, down.rows)
     for read in (x, h):

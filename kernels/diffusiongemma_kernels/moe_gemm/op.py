@@ -6,13 +6,14 @@ from torch import Tensor
 from diffusiongemma_kernels import target
 from diffusiongemma_kernels.moe_gemm import _config, _kernel, _torch, hopper, routed
 from diffusiongemma_kernels.moe_gemm._config import Config, Schedule
-from diffusiongemma_kernels.moe_gemm.types import Dense, Experts, Nvfp4, Unsummed
+from diffusiongemma_kernels.moe_gemm.order import arranged, tensor_of
+from diffusiongemma_kernels.moe_gemm.types import Arranged, Dense, Experts, Nvfp4, Unsummed
 from diffusiongemma_kernels.moe_sort.op import moe_sort
 from diffusiongemma_kernels.moe_sort.types import Sorted
 
 
 def moe(
-    x: Tensor,
+    x: Tensor | Arranged,
     topk_ids: Tensor,
     topk_weights: Tensor,
     gate_up: Experts,
@@ -25,6 +26,7 @@ def moe(
     for e = topk_ids[t, k]; an id outside 0 .. E - 1 adds nothing.  x [T, H]; topk_ids [T, K] i32;
     topk_weights [T, K] f32; gate_up 2 F x H and down H x F an expert, both NVFP4 or both dense.
     Products are of x's dtype and sums fp32; h and each slot's row are rounded to x's dtype.
+    x may be arranged by `lane` where the weights are NVFP4, as `norms.enter` writes it.
     `batch_invariant`: a row's bits do not depend on the other rows.
     """
     return routed.summed(
@@ -33,7 +35,7 @@ def moe(
 
 
 def moe_unsummed(
-    x: Tensor,
+    x: Tensor | Arranged,
     topk_ids: Tensor,
     topk_weights: Tensor,
     gate_up: Experts,
@@ -43,9 +45,9 @@ def moe_unsummed(
 ) -> Tensor | Unsummed:
     """What `moe` adds up, for `norms.leave` to add up; on a CPU the sum."""
     routed_x = (x, topk_ids, topk_weights)
-    if not x.is_cuda:
-        return moe_torch(*routed_x, gate_up, down)
-    if isinstance(gate_up, Nvfp4) and hopper.runs_on(target.of(x.device).capability):
+    if isinstance(x, Tensor) and not x.is_cuda:
+        return moe_torch(x, topk_ids, topk_weights, gate_up, down)
+    if isinstance(gate_up, Nvfp4) and hopper.runs_on(target.of(topk_ids.device).capability):
         assert isinstance(down, Nvfp4)
         return moe_hopper(*routed_x, gate_up, down)
     return moe_triton(*routed_x, gate_up, down, batch_invariant=batch_invariant)
@@ -59,8 +61,13 @@ def moe_torch(
     return _torch.moe(x, topk_ids, topk_weights, gate_up, down)
 
 
+def lane(capability: tuple[int, int]) -> int:
+    """How `norms.enter` arranges what NVFP4 weights meet on such a GPU."""
+    return hopper.LANE if hopper.runs_on(capability) else _config.LANE
+
+
 def moe_triton(
-    x: Tensor,
+    x: Tensor | Arranged,
     topk_ids: Tensor,
     topk_weights: Tensor,
     gate_up: Experts,
@@ -70,20 +77,21 @@ def moe_triton(
     config: Config | None = None,
 ) -> Unsummed:
     """Every slot's row by Triton.  `config` overrides the table, for tests and for the bench."""
-    E = _check(x, topk_ids, topk_weights, gate_up, down)
+    E = _check(tensor_of(x), topk_ids, topk_weights, gate_up, down)
     (T, K), nvfp4 = topk_ids.shape, isinstance(gate_up, Nvfp4)
     if T == 0:
-        return Unsummed(torch.empty_like(x), topk_ids, E)
+        return Unsummed(torch.empty_like(tensor_of(x)), topk_ids, E)
     cfg = config or _config.choose(
-        T * K / E, nvfp4, target.of(x.device).capability, batch_invariant
+        T * K / E, nvfp4, target.of(topk_ids.device).capability, batch_invariant
     )
-    ordered = moe_sort(x, topk_ids, experts=E, block=cfg.block_n, lane=8 if nvfp4 else 0)
-    h = launch_gate_up(ordered, gate_up, K, cfg)
+    ordered = moe_sort(topk_ids, experts=E, block=cfg.block_n)
+    read = arranged(x, _config.LANE) if nvfp4 else tensor_of(x)
+    h = launch_gate_up(read, ordered, gate_up, K, cfg)
     return Unsummed(launch_down(ordered, h, topk_weights, down, cfg), topk_ids, E)
 
 
 def moe_hopper(
-    x: Tensor,
+    x: Tensor | Arranged,
     topk_ids: Tensor,
     topk_weights: Tensor,
     gate_up: Nvfp4,
@@ -92,18 +100,19 @@ def moe_hopper(
     plan: hopper.Plan | None = None,
 ) -> Unsummed:
     """The same by Gluon, on Hopper: always batch-invariant.  `plan` overrides the table."""
-    E = _check(x, topk_ids, topk_weights, gate_up, down)
+    E = _check(tensor_of(x), topk_ids, topk_weights, gate_up, down)
     T, K = topk_ids.shape
     if T == 0:
-        return Unsummed(torch.empty_like(x), topk_ids, E)
+        return Unsummed(torch.empty_like(tensor_of(x)), topk_ids, E)
     plan = plan or hopper.choose(T * K / E)
-    ordered = moe_sort(x, topk_ids, experts=E, block=plan.tile, lane=2, fullest_first=True)
-    return Unsummed(hopper.launch(ordered, topk_weights, gate_up, down, plan), topk_ids, E)
+    ordered = moe_sort(topk_ids, experts=E, block=plan.tile, fullest_first=True)
+    read = arranged(x, hopper.LANE)
+    return Unsummed(hopper.launch(read, ordered, topk_weights, gate_up, down, plan), topk_ids, E)
 
 
-def launch_gate_up(ordered: Sorted, weights: Experts, K: int, cfg: Config) -> Tensor:
+def launch_gate_up(x: Tensor, ordered: Sorted, weights: Experts, K: int, cfg: Config) -> Tensor:
     """gelu(gate) * up of every row.  [T * K, F rounded up to 64], by expert"""
-    F, x = weights.rows // 2, ordered.x
+    F = weights.rows // 2
     h = x.new_empty(len(ordered.rows), -(-F // 64) * 64)
     columns = x.shape[1]
     plan = _plan(weights, cfg.gate_up, columns)

@@ -1,7 +1,7 @@
 """NVFP4 expert weights into the order of the tensor core's registers, and back.
 
 A unit is 16 rows by 64 columns, 512 bytes.  Lane 4 g + q of a warp owns 16 bytes of it: rows g and
-g + 8, columns 16 q .. 16 q + 15, which share one scale a row; `moe_sort` puts x's columns where the
+g + 8, columns 16 q .. 16 q + 15, which share one scale a row; `order` puts x's columns where the
 lane reads them.  A 16-bit half holds columns 16 q + 4 j + 2 h + b for j = 0 .. 3, its bits chosen
 so that a shift and a mask put a number where a bf16 has sign, low exponent and high mantissa bits.
 A scale's byte is what a bf16 of scale * 2^118 has below its three highest exponent bits, which are

@@ -27,6 +27,13 @@ class Dense(NamedTuple):
         return self.weight.shape[2]
 
 
+class Arranged(NamedTuple):
+    """Activations for NVFP4 weights, from `norms.enter`."""
+
+    x: Tensor  # [T, H], each 64 columns in the order `order.ORDERS[lane]`
+    lane: int
+
+
 class Unsummed(NamedTuple):
     """What each of a row's experts gives; those of ids 0 .. experts - 1 make up its sum."""
 

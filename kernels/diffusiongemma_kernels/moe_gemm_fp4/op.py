@@ -44,7 +44,7 @@ def moe_fp4(
     if config is None:
         capability = target.of(x.device).capability if native else (10, 0)
         config = _config.choose(T * K / E, capability, batch_invariant)
-    ordered = moe_sort(x, topk_ids, experts=E, block=config.block_n, lane=0)
+    ordered = moe_sort(topk_ids, experts=E, block=config.block_n)
     rows = quantise(x, ordered, gate_up.input_scale, K, config)
     h = launch_gate_up(rows, ordered, gate_up, x.dtype, config)
     rows = quantise(h, ordered, down.input_scale, 0, config)

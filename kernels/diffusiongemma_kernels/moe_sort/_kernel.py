@@ -83,62 +83,25 @@ def place_expert(expert, ids_ptr, rows_ptr, n, E: tl.constexpr, BLOCK: tl.conste
         start += tl.sum(mine)
 
 
-@triton.jit
-def store_rows(
-    block,
-    x_ptr,
-    stored_ptr,
-    T,
-    H,
-    stride_x,
-    stride_s,
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    LANE: tl.constexpr,
-):
-    """Some rows of x with each 64 columns in stored order, zeros beyond H."""
-    t = block * BLOCK_T + tl.arange(0, BLOCK_T)
-    there = t[:, None] < T
-    for begin in range(0, stride_s, BLOCK_H):
-        h = begin + tl.arange(0, BLOCK_H)[None, :]
-        x_ptrs = x_ptr + t[:, None].to(tl.int64) * stride_x + h
-        x = tl.load(x_ptrs, mask=there & (h < H), other=0.0)
-        # Place 4 LANE s + LANE q + i has column 16 q + LANE s + i.
-        x = x.reshape(BLOCK_T, BLOCK_H // 64, 4, 16 // LANE, LANE).permute(0, 1, 3, 2, 4)
-        stored_ptrs = stored_ptr + t[:, None].to(tl.int64) * stride_s + h
-        tl.store(stored_ptrs, x.reshape(BLOCK_T, BLOCK_H), mask=there & (h < stride_s))
-
-
 @triton.jit(do_not_specialize=["T", "TILES"])  # one compilation for every batch
 def sort(
-    x_ptr,  # [T, H]
     ids_ptr,  # [T * K] i32, numbers outside 0 .. E - 1 belong to nobody
     rows_ptr,  # [T * K] i32
     tiles_ptr,  # [3, TILES] i32
     total_ptr,  # [2 + TILES] i32: how many tiles, then zeros
-    stored_ptr,  # [T, stride_s]
     T,
     TILES,
-    H,
-    stride_x,
-    stride_s,
     K: tl.constexpr,
     E: tl.constexpr,
     TILE: tl.constexpr,
     FULLEST_FIRST: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_E: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    LANE: tl.constexpr,
 ):
     program = tl.program_id(0)
     if program == 0:
         list_tiles(
             ids_ptr, tiles_ptr, total_ptr, T * K, TILES, E, TILE, FULLEST_FIRST, BLOCK, BLOCK_E
         )  # fmt: skip
-    elif program <= E:
+    else:
         place_expert(program - 1, ids_ptr, rows_ptr, T * K, E, BLOCK)
-    elif LANE > 0:
-        block = program - 1 - E
-        store_rows(block, x_ptr, stored_ptr, T, H, stride_x, stride_s, BLOCK_T, BLOCK_H, LANE)

@@ -1,4 +1,4 @@
-"""Rows by expert, and the activations as the expert GEMM reads them, in one launch."""
+"""Rows by expert, in one launch."""
 
 import torch
 import triton
@@ -8,59 +8,39 @@ from diffusiongemma_kernels.moe_sort import _kernel
 from diffusiongemma_kernels.moe_sort.reference import max_tiles
 from diffusiongemma_kernels.moe_sort.types import Sorted
 
-ROWS = 2  # of activations a program
-
 
 def moe_sort(
-    x: Tensor,
-    topk_ids: Tensor,
-    *,
-    experts: int,
-    block: int,
-    lane: int,
-    fullest_first: bool = False,
+    topk_ids: Tensor, *, experts: int, block: int, fullest_first: bool = False
 ) -> Sorted:
     """rows = the pairs (token, slot) ordered by (topk_ids[token, slot], token, slot)
 
-    x [T, H]; topk_ids [T, K] i32, of which numbers outside 0 .. experts - 1 are left out: then the
-    end of `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles, which lie
-    together, so that its weights are read once, or `fullest_first` in steps of 32 rows, so that few
-    programs that stay end together.  `lane` picks the order of x's columns in `reference.STORED`;
-    0 leaves x as it is.  Nothing is read on the host.
+    topk_ids [T, K] i32, of which numbers outside 0 .. experts - 1 are left out: then the end of
+    `rows` is unwritten.  An expert with n rows has ceil(n / block) tiles, which lie together, so
+    that its weights are read once, or `fullest_first` in steps of 32 rows, so that few programs
+    that stay end together.  Nothing is read on the host.
     """
     T, K = topk_ids.shape
-    assert x.ndim == 2 and x.shape[0] == T and x.stride(1) == 1, f"{x.shape=} {topk_ids.shape=}"
     assert topk_ids.dtype == torch.int32 and topk_ids.is_contiguous(), f"{topk_ids.dtype=}"
-    H, device = x.shape[1], x.device
-    n = T * K
+    n, device = T * K, topk_ids.device
     TILES = max_tiles(n, experts, block)
     rows = torch.empty(n, dtype=torch.int32, device=device)
     tiles = torch.empty((3, TILES), dtype=torch.int32, device=device)
     total = torch.empty(2 + TILES, dtype=torch.int32, device=device)
-    stored = torch.empty((T, -(-H // 64) * 64), dtype=x.dtype, device=device) if lane else x
     if n:
         block_ids = min(8192, max(2048, triton.next_power_of_2(n)))
-        _kernel.sort[(1 + experts + (-(-T // ROWS) if lane else 0),)](
-            x,
+        _kernel.sort[(1 + experts,)](
             topk_ids,
             rows,
             tiles,
             total,
-            stored,
             T,
             TILES,
-            H,
-            x.stride(0),
-            stored.stride(0),
             K=K,
             E=experts,
             TILE=block,
             FULLEST_FIRST=fullest_first,
             BLOCK=block_ids,
             BLOCK_E=max(32, triton.next_power_of_2(experts)),
-            BLOCK_T=ROWS,
-            BLOCK_H=1024,
-            LANE=lane,
             num_warps=min(8, block_ids // 512),
         )
-    return Sorted(rows, tiles, total[:1], total[1:], stored)
+    return Sorted(rows, tiles, total[:1], total[1:])

@@ -3,33 +3,15 @@ from torch import Tensor
 
 from diffusiongemma_kernels.moe_sort.types import Sorted
 
-# Lane q of four reads this many neighbouring columns and skips the other lanes'. In stored order
-# they are 16 q .. 16 q + 15 of each 64, which share a scale.
-STORED = {
-    2: torch.arange(64).view(4, 8, 2).permute(1, 0, 2).flatten(),
-    8: torch.arange(64).view(4, 2, 8).permute(1, 0, 2).flatten(),
-}
-
-
-def store_columns(x: Tensor, lane: int) -> Tensor:
-    """[T, H] -> [T, H rounded up to 64], in stored order."""
-    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % 64))
-    return padded.unflatten(1, (-1, 64))[:, :, STORED[lane].to(x.device)].flatten(1)
-
 
 def max_tiles(rows: int, experts: int, block: int) -> int:
     return rows // block + experts if rows else 0
 
 
 def moe_sort(
-    x: Tensor,
-    topk_ids: Tensor,
-    *,
-    experts: int,
-    block: int,
-    lane: int,
-    fullest_first: bool = False,
+    topk_ids: Tensor, *, experts: int, block: int, fullest_first: bool = False
 ) -> Sorted:
+    device = topk_ids.device
     flat = topk_ids.flatten()
     rows: list[int] = []
     tiles: list[tuple[int, int, int]] = []
@@ -45,9 +27,8 @@ def moe_sort(
     if tiles:
         table[:, : len(tiles)] = torch.tensor(tiles).T
     return Sorted(
-        torch.tensor(rows, dtype=torch.int32, device=x.device),
-        table.to(x.device),
-        torch.tensor([len(tiles)], dtype=torch.int32, device=x.device),
-        torch.zeros(1 + table.shape[1], dtype=torch.int32, device=x.device),
-        store_columns(x, lane) if lane else x,
+        torch.tensor(rows, dtype=torch.int32, device=device),
+        table.to(device),
+        torch.tensor([len(tiles)], dtype=torch.int32, device=device),
+        torch.zeros(1 + table.shape[1], dtype=torch.int32, device=device),
     )

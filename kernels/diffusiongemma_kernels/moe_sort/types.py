@@ -10,4 +10,3 @@ class Sorted(NamedTuple):
     tiles: Tensor  # [3, tiles] i32: expert, first place in rows, number of rows; then zeros
     total: Tensor  # [1] i32: how many tiles there are, unwritten where T * K is 0
     progress: Tensor  # [1 + tiles] i32, zeros: for programs that draw tiles, and tell what is done
-    x: Tensor  # [T, H] as given, or [T, H rounded up to 64] with columns in STORED order

@@ -30,6 +30,7 @@ def enter(
     stride_mixed,
     eps,
     BLOCK: tl.constexpr,
+    LANE: tl.constexpr,  # what the experts read is arranged for lanes of so many columns, or 0
 ):
     t = tl.program_id(0).to(tl.int64)
     h = tl.arange(0, BLOCK)
@@ -42,8 +43,12 @@ def enter(
     tl.store(out, after, mask=mask)
     normed = rms(after.to(tl.float32), H, eps)
     tl.store(out + plane, (normed * load_row(mlp_ptr, 0, 0, h, mask)).to(kind), mask=mask)
-    experts = normed * load_row(experts_ptr, 0, 0, h, mask)
-    tl.store(out + plane + plane, experts.to(kind), mask=mask)
+    experts = (normed * load_row(experts_ptr, 0, 0, h, mask)).to(kind)
+    if LANE > 0:
+        # Place 4 LANE s + LANE q + i has column 16 q + LANE s + i.
+        experts = experts.reshape(BLOCK // 64, 4, 16 // LANE, LANE).permute(0, 2, 1, 3)
+        experts = experts.reshape(BLOCK)
+    tl.store(out + plane + plane, experts, mask=mask)
     router = normed * load_row(router_ptr, 0, 0, h, mask) * tl.rsqrt(H.to(tl.float32))
     tl.store(out + plane + plane + plane, router.to(kind), mask=mask)
 

@@ -13,12 +13,18 @@ from diffusiongemma_kernels.norms import _kernel, reference
 from diffusiongemma_kernels.norms.types import Entry, Exit
 
 
-def enter(x: Tensor, mixed: Tensor, weights: Entry, eps: float) -> tuple[Tensor, ...]:
+def enter(
+    x: Tensor, mixed: Tensor, weights: Entry, eps: float, *, lane: int = 0
+) -> tuple[Tensor, ...]:
     """y = x + rms(mixed, post_attention)
 
-    -> y, rms(y, mlp), rms(y, experts) and rms(y, router) / sqrt(H)
+    -> y, rms(y, mlp), rms(y, experts) and rms(y, router) / sqrt(H).  On a GPU rms(y, experts) may
+    be in the order `moe_gemm.order.ORDERS[lane]`, of H a multiple of 64.
     """
-    return (enter_triton if x.is_cuda else enter_torch)(x, mixed, weights, eps)
+    if x.is_cuda:
+        return enter_triton(x, mixed, weights, eps, lane=lane)
+    assert lane == 0, "on a CPU columns stay where they are"
+    return enter_torch(x, mixed, weights, eps)
 
 
 def enter_torch(x: Tensor, mixed: Tensor, weights: Entry, eps: float) -> tuple[Tensor, ...]:
@@ -27,15 +33,19 @@ def enter_torch(x: Tensor, mixed: Tensor, weights: Entry, eps: float) -> tuple[T
     return reference.enter(x, mixed, weights, eps)
 
 
-def enter_triton(x: Tensor, mixed: Tensor, weights: Entry, eps: float) -> tuple[Tensor, ...]:
+def enter_triton(
+    x: Tensor, mixed: Tensor, weights: Entry, eps: float, *, lane: int = 0
+) -> tuple[Tensor, ...]:
     """The same by Triton, a row a program."""
     _check((x, mixed), weights)
     T, H = x.shape
+    assert lane == 0 or H % 64 == 0, f"{H=}"
     out = torch.empty(4, T, H, dtype=x.dtype, device=x.device)
     if T:
         _kernel.enter[(T,)](
-            x, mixed, *weights, out, H, T * H, x.stride(0), mixed.stride(0), eps, **_launch(H)
-        )
+            x, mixed, *weights, out, H, T * H, x.stride(0), mixed.stride(0), eps, LANE=lane,
+            **_launch(H),
+        )  # fmt: skip
     return out.unbind()
 
 
