@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from vllm.exceptions import VLLMValidationError
+from vllm.sampling_params import StructuredOutputsParams
 
 from diffusiongemma_vllm.config import DenoiseConfig
 from diffusiongemma_vllm.knobs import PREFIX, canvas_options
@@ -154,8 +156,10 @@ def validate_structured(params: Any, config: Any, validate: Callable[[Any], None
 
     validate: vLLM's own check, given vLLM's ``StructuredOutputsConfig``.
     """
-    check_structured(params)
     asked = params.structured_outputs
+    if not isinstance(asked, StructuredOutputsParams):
+        refuse_constraint(asked, "a StructuredOutputsParams")
+    check_structured(params)
     check_size(asked)
     schema = asked.json is not None or asked.json_object is not None
     many = len(asked.choice or ()) > MOST_CHOICES
@@ -185,6 +189,14 @@ def validate_structured(params: Any, config: Any, validate: Callable[[Any], None
             f"structured outputs: {wrong}. Ask for what a text can satisfy",
             parameter="structured_outputs",
         )
+
+
+def refuse_constraint(asked: Any, wanted: str) -> None:
+    raise VLLMValidationError(
+        f"structured_outputs must be {wanted} with one of json, json_object, regex, choice, "
+        f"grammar and structural_tag, got {reprlib.repr(asked)}; name one of them, or drop it",
+        parameter="structured_outputs",
+    )
 
 
 def check_size(asked: Any) -> None:

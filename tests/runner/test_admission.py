@@ -147,6 +147,15 @@ def test_vllms_own_refusal_is_replaced_for_ours():
     SamplingParams()._validate_structured_outputs(OURS, StructuredOutputsConfig(), None)
 
 
+@pytest.mark.parametrize("wrong", ["text", "", {"regex": "a"}, 5])
+def test_a_constraint_is_vllms_object(wrong):
+    """vLLM's ``SamplingParams`` takes anything."""
+    with pytest.raises(VLLMValidationError, match="must be a StructuredOutputsParams with one of"):
+        SamplingParams(structured_outputs=wrong)._validate_structured_outputs(
+            OURS, StructuredOutputsConfig(), None
+        )
+
+
 def test_other_models_get_vllms_own_checks():
     """The patch hands over at once: same calls, same words."""
     params = SamplingParams(temperature=0.3, min_p=0.2)

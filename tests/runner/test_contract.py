@@ -1,5 +1,6 @@
 """What the installed vLLM reads of us and what we replace of it: read from its source."""
 
+import asyncio
 import inspect
 import re
 from pathlib import Path
@@ -8,12 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import vllm
+from fastapi import Request
 from modules import engine_config
 from vllm.plugins import load_general_plugins
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from diffusiongemma_vllm import compat
 from diffusiongemma_vllm.config import denoise_config
+from diffusiongemma_vllm.runner import fields
 from diffusiongemma_vllm.runner import sampler as sampler_module
 from diffusiongemma_vllm.runner.async_scheduler import AsyncCanvasScheduler
 from diffusiongemma_vllm.runner.entry import DiffusionGemmaForBlockDiffusion
@@ -218,6 +221,55 @@ def test_what_checks_early_still_fits():
     assert list(inspect.signature(original).parameters)[:5] == leading
     source = inspect.getsource(original)
     assert "self.engine_client.generate(\n                engine_input," in source
+
+
+def test_what_looks_at_bodies_still_fits(monkeypatch):
+    """Our look comes before the fields; other models' servers, and bodies, are left alone."""
+    from vllm.entrypoints.launchers.api_server import entry
+    from vllm.entrypoints.openai.chat_completion import api_router as chats
+    from vllm.entrypoints.openai.completion import api_router as completions
+    from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+    from vllm.exceptions import VLLMValidationError
+
+    original = inspect.unwrap(entry.build_app)
+    leading = ["args", "supported_tasks", "model_config"]
+    assert list(inspect.signature(original).parameters) == leading
+    source = inspect.getsource(inspect.unwrap(entry.build_and_serve))
+    assert "build_app(args, supported_tasks, model_config)" in source
+    for router in (chats.router, completions.router):
+        assert all(
+            [one.call for one in route.dependant.dependencies] == [validate_json_request]
+            for route in router.routes
+        )
+
+    def made(config):
+        app = SimpleNamespace(dependency_overrides={})
+        monkeypatch.setattr(entry, "build_app", lambda *given: app)
+        fields.look_at_bodies()
+        assert entry.build_app(None, None, config) is app
+        return app.dependency_overrides
+
+    assert not made(None) and not made(SimpleNamespace(architectures=["LlamaForCausalLM"]))
+    look = made(SimpleNamespace(architectures=[compat.ARCHITECTURE]))[validate_json_request]
+
+    def body(text):
+        async def receive():
+            return {"type": "http.request", "body": text}
+
+        headers = [(b"content-type", b"application/json")]
+        return Request({"type": "http", "headers": headers}, receive)
+
+    for text in (b"{", b"", b"\xff", b"[]", b"{}", b'{"structured_outputs": {}}'):
+        asyncio.run(look(body(text)))
+    with pytest.raises(VLLMValidationError, match="must be an object with one of .*, got 'text'"):
+        asyncio.run(look(body(b'{"structured_outputs": "text"}')))
+
+
+def test_vllm_still_fails_on_a_constraint_that_is_no_object():
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    with pytest.raises(AttributeError):
+        CompletionRequest(prompt="a", structured_outputs="text")
 
 
 def test_what_carries_the_reports_still_fits():

@@ -15,9 +15,11 @@ PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUl
       "DwADhgGAWjR9awAAAABJRU5ErkJggg=="
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 RESPOND, MESSAGE = "/v1/responses", "/v1/messages"
+CHATS_AT_ONCE = "/v1/chat/completions/batch"
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
 THINK = {"chat_template_kwargs": {"enable_thinking": True}}
 ONLY = {"vllm_xargs": {"diffusion_constrained": 1}}
+NO_OBJECT = "structured_outputs must be an object with one of json"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
@@ -57,6 +59,10 @@ CHATS = [
     Case({"response_format": {"type": "text"}}, ""),
     Case({"structured_outputs": {"choice": ["a", "b"]}}, ""),
     Case({"structured_outputs": {"regex": "a+"}}, ""),
+    *[Case({"structured_outputs": wrong}, NO_OBJECT) for wrong in ("text", "", ["a"], 5, False)],
+    Case({"structured_outputs": None}, ""),
+    Case({"structured_outputs": {}}, "structured outputs constraint"),
+    Case({"response_format": "text"}, "response_format"),
     Case({"structured_outputs": {"regex": "(["}}, "regex"),
     Case({"structured_outputs": {"regex": "a"}, "min_tokens": 3}, "min_tokens"),
     Case({"structured_outputs": {"grammar": "root ::= ("}}, "rammar"),
@@ -164,6 +170,8 @@ COMPLETIONS = [
     Case({"suffix": "c", "vllm_xargs": {"diffusion_template": [5]}}, "suffix does not go with"),
     Case({"prompt_embeds": "AAAA"}, "prompt-embeds"),
     Case({"response_format": {"type": "json_object"}}, ""),
+    *[Case({"structured_outputs": wrong}, NO_OBJECT) for wrong in ("text", ["a"], 0)],
+    Case({"response_format": ["text"]}, "response_format"),
     Case({"truncate_prompt_tokens": 10**7}, "truncate_prompt_tokens"),
     Case({"use_beam_search": True, "n": 2}, "beam search"),
 ]
@@ -176,12 +184,18 @@ OTHERS = [
     (RESPOND, Case({"vllm_xargs": {"diffusion_steps": 3}}, "diffusion_steps")),
     (RESPOND, Case({"temperature": -1}, "temperature")),
     (RESPOND, Case({"structured_outputs": {"regex": "(["}}, "regex")),
+    (RESPOND, Case({"structured_outputs": "text"}, NO_OBJECT)),
+    (RESPOND, Case({"text": {"format": "text"}}, "format")),
     (RESPOND, Case({"logit_bias": {"50000": 1}}, "logit_bias")),
     (MESSAGE, Case({"max_tokens": 0}, "max_tokens")),
     (MESSAGE, Case({"messages": [{"role": "user", "content": [
         {"type": "image", "source": {"type": "base64", "media_type": "image/png",
                                      "data": PNG.partition(",")[2]}}]}]}, "")),
+    (MESSAGE, Case({"output_config": {"format": "text"}}, "format")),
     ("/invocations", Case({"prompt_logprobs": 1}, "prompt_logprobs")),
+    ("/invocations", Case({"structured_outputs": "text"}, NO_OBJECT)),
+    (CHATS_AT_ONCE, Case({"structured_outputs": "text", "messages": [MESSAGES]}, NO_OBJECT)),
+    (CHATS_AT_ONCE, Case({"response_format": "text", "messages": [MESSAGES]}, "response_format")),
     ("/generative_scoring",
      Case({"query": "a", "items": ["b"], "label_token_ids": [5, 6]}, "")),
     ("/generative_scoring",
