@@ -47,15 +47,22 @@ class Speller:
 
 @dataclass
 class Shape:
-    """The chunks of one stream.  opening: what a choice of a chunk has beside its index."""
+    """The chunks of one stream.  body: what a choice of a chunk has beside its index."""
 
     head: Mapping[str, Any]
     body: Mapping[str, Any]
     speller: Speller
     opens: int = 0  # choices that a first chunk names, for clients that begin with choice 0
+    counts: bool = False  # whether a first chunk says how long the prompt is, as vLLM's does
 
-    def chunk(self, choices: list[dict[str, Any]]) -> str:
-        whole = {**self.head, "choices": [{**self.body, **choice} for choice in choices]}
+    def opening(self, draft: Draft) -> str:
+        prompt = draft.prompt_tokens
+        usage = {"prompt_tokens": prompt, "completion_tokens": 0, "total_tokens": prompt}
+        choices = [{"index": i} for i in range(self.opens)]
+        return self.chunk(choices, **({"usage": usage} if self.counts else {}))
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        whole = {**self.head, "choices": [{**self.body, **choice} for choice in choices], **more}
         return f"data: {json.dumps(whole, ensure_ascii=False)}\n\n"
 
 
@@ -92,7 +99,7 @@ class Mail:
                     yield item
                     continue
                 if not opened:
-                    yield shape.chunk([{"index": i} for i in range(shape.opens)])
+                    yield shape.opening(item)
                     opened = True
                 index = item.index + several * _prompt(item.request_id)
                 yield shape.chunk([{"index": index, KEY: shape.speller.told(item)}])
@@ -146,6 +153,7 @@ def install() -> None:
     """In the API server."""
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.serve.utils.api_utils import should_include_usage
 
     def chat(
         self: Any, request: Any, results: Any, request_id: str, model: str, conversation: Any,
@@ -154,7 +162,8 @@ def install() -> None:
         head = {"id": request_id, "object": "chat.completion.chunk", "created": int(time.time()),
                 "model": model}
         body = {"delta": {"content": ""}, "logprobs": None, "finish_reason": None}
-        return Shape(head, body, Speller(tokenizer), opens=request.n or 1)
+        _, counts = should_include_usage(request.stream_options, self.enable_force_include_usage)
+        return Shape(head, body, Speller(tokenizer), opens=request.n or 1, counts=counts)
 
     def completion(
         self: Any, request: Any, inputs: Any, results: Any, request_id: str, created: int,

@@ -34,6 +34,7 @@ class Draft:
     """A canvas under way.  C: its tokens; fewer than the server's canvas at the context's end.
 
     request_id: of the ``RequestOutput`` that the canvas is for.  index: of its completion.
+    prompt_tokens: how many its prompt has.
     canvas: canvases that gave text before.  step: denoise steps done.  rerolls: how often the
     canvas was drawn again.
     tokens: [C], what the canvas holds: noise, but where ``settled``.  guess: [C], the likeliest
@@ -43,6 +44,7 @@ class Draft:
     """
 
     request_id: str
+    prompt_tokens: int
     index: int
     canvas: int
     step: int
@@ -173,8 +175,8 @@ def _keep(states: dict[str, Any], output: Any) -> bool:
     state = states.get(output.request_id)
     if state is not None:
         draft = Draft(
-            request_id=state.external_req_id, index=state.request_index, ends=state.ends,
-            **told[KEY],
+            request_id=state.external_req_id, prompt_tokens=state.prompt_len,
+            index=state.request_index, ends=state.ends, **told[KEY],
         )
         state.listener(draft)
     output.kv_transfer_params = {key: value for key, value in told.items() if key != KEY} or None

@@ -124,7 +124,9 @@ def test_a_draft_is_heard_and_goes_no_further(processor):
     alone = EngineCoreOutput("r-1", [], kv_transfer_params={"diffusion_draft": TOLD})
     gone = EngineCoreOutput("else", [], kv_transfer_params={"diffusion_draft": TOLD})
     assert processor.process_outputs([alone, gone]).request_outputs == []
-    assert heard == [Draft(request_id="r", index=0, ends=frozenset({5}), **TOLD)]
+    assert heard == [
+        Draft(request_id="r", prompt_tokens=1, index=0, ends=frozenset({5}), **TOLD)
+    ]
     text = EngineCoreOutput("r-1", [3], kv_transfer_params={"diffusion_draft": TOLD, "x": 1})
     (output,) = processor.process_outputs([text]).request_outputs
     assert output.outputs[0].token_ids == [3] and output.kv_transfer_params == {"x": 1}
@@ -142,7 +144,7 @@ def test_a_callback_that_fails_holds_nobody_up(processor):
     with pytest.raises(KeyError, match="mine"), on_draft(fails):
         call = listening.listener()
         for _ in range(2):
-            call(Draft(request_id="r", index=0, ends=frozenset(), **TOLD))
+            call(Draft(request_id="r", prompt_tokens=1, index=0, ends=frozenset(), **TOLD))
     assert len(heard) == 1
     with pytest.raises(ValueError, match="the block's own"), on_draft(fails):
         listening.listener()(heard[0])
@@ -187,7 +189,8 @@ def shape(**changes):
 
 
 def draft(index=0, request_id="chatcmpl-1", **changes):
-    return Draft(request_id=request_id, index=index, ends=frozenset({2}), **TOLD | changes)
+    own = dict(request_id=request_id, prompt_tokens=6, index=index, ends=frozenset({2}))
+    return Draft(**own | TOLD | changes)
 
 
 def merged(events, several=1, **changes):
@@ -238,7 +241,17 @@ def test_the_first_chunk_names_every_choice():
     opening, first = merged([draft(index=2)], opens=3)
     assert [choice["index"] for choice in read(opening)["choices"]] == [0, 1, 2]
     assert "diffusion_draft" not in opening and read(first)["choices"][0]["index"] == 2
+    assert "usage" not in opening
     assert len(merged(["data: role\n\n", draft()], opens=1)) == 2
+
+
+def test_the_first_chunk_says_how_long_the_prompt_is():
+    """Where each chunk of vLLM's counts tokens: Anthropic's message_start is made of the first."""
+    opening, first = merged([draft()], opens=1, counts=True)
+    assert read(opening)["usage"] == {
+        "prompt_tokens": 6, "completion_tokens": 0, "total_tokens": 6
+    }
+    assert "usage" not in first
 
 
 def test_choices_of_several_prompts():

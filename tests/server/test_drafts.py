@@ -1,9 +1,11 @@
 """Drafts as the stock OpenAI client reads them."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -79,6 +81,21 @@ def test_the_clients_accumulator(client, model):
         c.message.content for c in plain.choices
     ]
     assert {c.message.role for c in found.choices} == {"assistant"}
+
+
+def test_an_anthropic_stream_opens_with_the_prompts_length(server, model):
+    """With drafts, which message_start comes before, as without."""
+    body = {"model": model, "max_tokens": 16, "messages": [{"role": "user", "content": COUNT}],
+            "stream": True}
+
+    def events(**more):
+        lines = httpx.post(f"{server.url}/v1/messages", json=body | more, timeout=300).text
+        return [json.loads(line[6:]) for line in lines.splitlines() if line.startswith("data: ")]
+
+    plain, drafted = events(), events(**DRAFTS)
+    assert plain[0]["message"]["usage"]["input_tokens"] > 0
+    assert drafted[0]["message"]["usage"] == plain[0]["message"]["usage"]
+    assert [event["type"] for event in drafted] == [event["type"] for event in plain]
 
 
 def test_completions(client, model):
