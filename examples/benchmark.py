@@ -69,7 +69,7 @@ def prepare(native: bool) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DIFFUSIONGEMMA_VLLM_INTERPRETER", "1")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # vLLM's own takes all
 
 
 def fill(loader: Any, model: Any, model_config: Any) -> None:

@@ -45,7 +45,7 @@ class Server:
             self.log = Path(log.name)
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"} | _environment(),
+                env={"HF_HUB_OFFLINE": "1"} | _environment(),
             )
 
     def wait(self) -> Iterator[float]:

@@ -21,11 +21,12 @@ def start(**settings: Any) -> LLM:
     gpu = torch.cuda.is_available()
     if not gpu:  # before vLLM looks for Triton
         os.environ.setdefault("DIFFUSIONGEMMA_VLLM_INTERPRETER", "1")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from vllm import LLM
 
-    own = dict(
+    own: dict[str, Any] = dict(
         model=str(CHECKPOINT), trust_remote_code=True, dtype="bfloat16" if gpu else "float32",
-        attention_backend="TRITON_ATTN", gpu_memory_utilization=0.5,
+        attention_backend="TRITON_ATTN",
     )  # fmt: skip
+    if gpu:
+        own["gpu_memory_utilization"] = 0.5
     return LLM(**own | settings)
