@@ -29,6 +29,7 @@ CHUNK = gl.constexpr(8)  # tokens of each strip that are folded at once
 CHUNKS = gl.constexpr(STRIP.value // CHUNK.value)
 OPERAND = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * STRIP.value, 16]))
+# A tile's logits lie by CHUNK tokens, 16 bytes a row: threads that read a row each do not collide.
 PIECE = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 1, [1, 0]))
 PIECES = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 1, [2, 1, 0]))
 COPY = gl.constexpr(gl.BlockedLayout([1, 1, CHUNK.value], [4, 8, 1], [1, 4, 1], [2, 1, 0]))
