@@ -278,7 +278,7 @@ def sort(capability: int, ids: int, tile: int):
         scalars,
         constants,
         capability=capability,
-        num_warps=min(8, ids // 512),
+        num_warps=8,
     )
 
 

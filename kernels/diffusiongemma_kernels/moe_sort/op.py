@@ -41,6 +41,6 @@ def moe_sort(
             FULLEST_FIRST=fullest_first,
             BLOCK=block_ids,
             BLOCK_E=max(32, triton.next_power_of_2(experts)),
-            num_warps=min(8, block_ids // 512),
+            num_warps=8,
         )
     return Sorted(rows, tiles, total[:1], total[1:])
