@@ -172,7 +172,8 @@ def _cache(vllm_config: Any, asked: dict[str, Any]) -> None:
 
 def _pages(cache: Any, asked: dict[str, Any]) -> None:
     """On a CPU, whose memory others use too, vLLM would not start where 8 % of it are taken."""
-    chosen = {"gpu_memory_utilization", "kv_cache_memory_bytes"} & asked.keys()
+    chosen = bool({"gpu_memory_utilization", "kv_cache_memory_bytes"} & asked.keys())
+    chosen |= envs.is_set("VLLM_CPU_KVCACHE_SPACE")  # which vLLM puts above the others
     if current_platform.is_cpu() and not chosen and cache.kv_cache_memory_bytes is None:
         cache.kv_cache_memory_bytes = CPU_PAGES
         logger.info(
