@@ -164,19 +164,19 @@ class DiffusionSampler:
         """What the logits say of N canvases, whose beliefs the state keeps.  hidden: [N * C, H]"""
         shape, device = (len(slots_np), self.config.canvas_length), hidden.device
         hidden = hidden.view(*shape, hidden.shape[-1])
+        tiles = self._tiles(slots_np)
+        if len(tiles) == 1:
+            return self._guess_tile(hidden, slots, int(slots_np[0]))
         guess = Guess(
             best=torch.empty(shape, dtype=torch.int64, device=device),
             sample=torch.empty(shape, dtype=torch.int64, device=device),
             entropy=torch.empty(shape, device=device),
         )
-        tiles = self._tiles(slots_np)
         for tile in tiles:
             pick: slice | Tensor = slice(tile[0], tile[-1] + 1)
             if tile[-1] - tile[0] + 1 != len(tile):
                 pick = torch.tensor(tile, device=device)
             part = self._guess_tile(hidden[pick], slots[pick], int(slots_np[tile[0]]))
-            if len(tiles) == 1:
-                return part
             guess.best[pick] = part.best
             guess.sample[pick] = part.sample
             guess.entropy[pick] = part.entropy
