@@ -14,17 +14,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from diffusiongemma_kernels.gluon_names import load_tile, reinterpret
-from diffusiongemma_kernels.lm_head import _config, _kernel, hopper
+from diffusiongemma_kernels.lm_head import _kernel, hopper
 from diffusiongemma_kernels.row_stats import _kernel as stats
 
-CALLS = gl.constexpr(_config.CALLS)
-GROUP = gl.constexpr(_config.GROUP)
+CALLS = gl.constexpr(_kernel.CALLS.value)
+GROUP = gl.constexpr(_kernel.GROUP.value)
 ROWS = gl.constexpr(hopper.ROWS // 2)  # of either group that multiplies
 STRIP = gl.constexpr(hopper.STRIP)
 COLUMNS = gl.constexpr(hopper.COLUMNS)  # of a stage
 STAGES = gl.constexpr(hopper.STAGES)
 LOWEST = gl.constexpr(stats.LOWEST.value)
-LOG2E = gl.constexpr(stats.LOG2E.value)
+LOG2E = gl.constexpr(_kernel.LOG2E.value)
 CHUNK = gl.constexpr(8)  # tokens of each strip that are folded at once
 CHUNKS = gl.constexpr(STRIP.value // CHUNK.value)
 OPERAND = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
@@ -35,9 +35,12 @@ PIECES = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 1, [2, 1, 0]))
 COPY = gl.constexpr(gl.BlockedLayout([1, 1, CHUNK.value], [4, 8, 1], [1, 4, 1], [2, 1, 0]))
 ROW = gl.constexpr(gl.BlockedLayout([1, CHUNK.value], [32, 1], [4, 1], [1, 0]))
 
-scaled, race, inverse, as_logits, philox = (
+token_of, scaled, race, inverse, as_logits, philox = (
     gluon.jit(fn.fn)
-    for fn in (_kernel.scaled, _kernel.race, _kernel.inverse, _kernel.as_logits, stats.philox)
+    for fn in (
+        *(_kernel.token_of, _kernel.scaled, _kernel.race, _kernel.inverse, _kernel.as_logits),
+        stats.philox,
+    )
 )
 
 
@@ -47,7 +50,7 @@ def fetch(hidden, weight, work, ring):
     blocks, items, H = work
     it = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        start = first_token(item // blocks)
+        start = token_of(item // blocks, 0, STRIP)
         for k in range(0, H, COLUMNS):
             slot = it % STAGES
             mbarrier.wait(empty.index(slot), ((it // STAGES) & 1) ^ 1)
@@ -57,12 +60,6 @@ def fetch(hidden, weight, work, ring):
             for s in gl.static_range(4):
                 load_tile(weight, [start + s * CALLS, k], ready, w.index(slot * 4 + s))
             it += 1
-
-
-@gluon.jit
-def first_token(tile):
-    """Of a tile's first strip; the others lie CALLS apart: see `_kernel.token_of`."""
-    return tile // (CALLS // STRIP) * GROUP + tile % (CALLS // STRIP) * STRIP
 
 
 @gluon.jit
@@ -135,7 +132,7 @@ def fold(rows, work, tensors, handed, SOFTCAP: gl.constexpr):
         to_log2 = LOG2E / gl.where(temperature > 0.0, temperature, 1.0)
         seed = gl.load(seed_ptr + row)
         counter = gl.load(counter_ptr + row)
-        start = first_token(tile)
+        start = token_of(tile, 0, STRIP)
         block = item % blocks * (2 * ROWS)
         stored = stored_row < R - block
         out = logits_ptr + (block.to(gl.int64) * stride_l + start)

@@ -53,7 +53,7 @@ def decode(
     """codes [U, KB, 32, 8] i16, scales [U, KB, 32, 2] u8 -> weights * 2^-8 / global scale.
 
     U units of 16 rows, KB blocks of 64 columns, 32 lanes; `pack` has the order within them: the
-    result [U * 16, KB * 64], columns in `moe_sort`'s order for lanes of 8, is where a tensor core
+    result [U * 16, KB * 64], columns arranged for lanes of 8, is where a tensor core
     wants it without a move.
     """
     if DTYPE == tl.bfloat16:

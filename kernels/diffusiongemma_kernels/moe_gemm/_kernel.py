@@ -41,6 +41,13 @@ def dense_step(acc, x_ptrs, live, w_ptrs, inside, left, BLOCK_K: tl.constexpr, E
 
 
 @triton.jit
+def by_lane(x, LANE: tl.constexpr):
+    """x [N, 64] in the order `order.ORDERS[LANE]`"""
+    N: tl.constexpr = x.shape[0]
+    return x.reshape(N, 4, 16 // LANE, LANE).permute(0, 2, 1, 3).reshape(N, 64)
+
+
+@triton.jit
 def gate_up_tile(
     x_ptr, w_ptr, scales_ptr, global_ptr, rows_ptr, h_ptr,
     expert, start, count, block, columns, F, stride_x, stride_h,
@@ -74,7 +81,7 @@ def gate_up_tile(
             w_ptrs += BLOCK_K
     h = tl.trans(gated(acc, ROWS, N)).to(h_ptr.dtype.element_ty)  # [N, 64]
     if FOUR_BITS:  # arranged, as `down` reads it
-        h = h.reshape(N, 4, 2, 8).permute(0, 2, 1, 3).reshape(N, 64)
+        h = by_lane(h, 8)
     f = block * 64 + tl.arange(0, 64)
     h_ptrs = h_ptr + (start + n)[:, None].to(tl.int64) * stride_h + f[None, :]
     tl.store(h_ptrs, h, mask=live[:, None])

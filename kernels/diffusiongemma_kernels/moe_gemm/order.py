@@ -6,7 +6,7 @@ from torch import Tensor
 from diffusiongemma_kernels.moe_gemm.types import Arranged
 
 # Lane q of four reads this many neighbouring columns and skips the other lanes'. Arranged, they
-# are 16 q .. 16 q + 15 of each 64, which share a scale.
+# are 16 q .. 16 q + 15 of each 64, which share a scale.  Kernels do it by `_kernel.by_lane`.
 ORDERS = {
     2: torch.arange(64).view(4, 8, 2).permute(1, 0, 2).flatten(),
     8: torch.arange(64).view(4, 2, 8).permute(1, 0, 2).flatten(),

@@ -1,7 +1,7 @@
 import triton
 import triton.language as tl
 
-from diffusiongemma_kernels.moe_gemm._kernel import slot_sum
+from diffusiongemma_kernels.moe_gemm._kernel import by_lane, slot_sum
 
 
 @triton.jit
@@ -45,9 +45,7 @@ def enter(
     tl.store(out + plane, (normed * load_row(mlp_ptr, 0, 0, h, mask)).to(kind), mask=mask)
     experts = (normed * load_row(experts_ptr, 0, 0, h, mask)).to(kind)
     if LANE > 0:
-        # Place 4 LANE s + LANE q + i has column 16 q + LANE s + i.
-        experts = experts.reshape(BLOCK // 64, 4, 16 // LANE, LANE).permute(0, 2, 1, 3)
-        experts = experts.reshape(BLOCK)
+        experts = by_lane(experts.reshape(BLOCK // 64, 64), LANE).reshape(BLOCK)
     tl.store(out + plane + plane, experts, mask=mask)
     router = normed * load_row(router_ptr, 0, 0, h, mask) * tl.rsqrt(H.to(tl.float32))
     tl.store(out + plane + plane + plane, router.to(kind), mask=mask)
